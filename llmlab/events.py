@@ -1,0 +1,114 @@
+"""What happens while a job runs, as small frozen values, and the one Bus that hands them out.
+
+`emit` is synchronous, never awaits and never raises: a listener that raises is logged and dropped, and the
+run goes on. A kind of event nobody listens to costs one dictionary look-up. Times are seconds of the
+running loop's clock, so that they mean the same in virtual time.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from llmlab.errors import LLMError
+from llmlab.types import Outcome, Usage
+
+_log = logging.getLogger("llmlab")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A row's attempt may go."""
+
+    index: int
+    """The row's position."""
+    at: float
+    """When."""
+    waited: float
+    """Seconds it stood in line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """One request has ended, well or badly."""
+
+    index: int
+    """The row's position."""
+    attempt: int
+    """1 for the row's first request."""
+    sent: float
+    """When it was sent."""
+    ended: float
+    """When its answer was complete or its failure known."""
+    error: LLMError | None
+    """Why it failed; None if it did not."""
+    usage: Usage | None
+    """Tokens it is known to have used, also when it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed answer's text."""
+
+    index: int
+    """The row's position."""
+    text: str
+    """The new text only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A row backs off before its next attempt."""
+
+    index: int
+    """The row's position."""
+    attempt: int
+    """The attempt that failed, from 1."""
+    delay: float
+    """Seconds until the next one may stand in line."""
+    error: LLMError
+    """Why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A row is settled."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The job takes no further rows: an error that no retry can mend, or the user's wish."""
+
+    reason: str
+
+
+Event: TypeAlias = Admitted | Attempted | Delta | Retrying | Finished | Stopped
+Listener: TypeAlias = Callable[[Any], None]
+
+
+class Bus:
+    """Hands each event to the listeners of its type, in the order in which they subscribed."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[type, tuple[Listener, ...]] = {}
+
+    def subscribe(self, listener: Listener, *kinds: type) -> Callable[[], None]:
+        """Call `listener` with each event of these types; returns a function that ends it."""
+        for kind in kinds:
+            self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+        return lambda: self._drop(listener)
+
+    def emit(self, event: Event) -> None:
+        """Hand out one event."""
+        for listener in self._listeners.get(type(event), ()):
+            try:
+                listener(event)
+            except Exception:
+                _log.exception("llmlab: a listener failed and gets no more events: %r", listener)
+                self._drop(listener)
+
+    def _drop(self, listener: Listener) -> None:
+        for kind, listeners in self._listeners.items():
+            self._listeners[kind] = tuple(each for each in listeners if each is not listener)

@@ -1,0 +1,218 @@
+"""Which event loop a Lab lives on, and how code without `await` reaches it.
+
+A lab's line, connections and jobs belong to one loop. `Home` finds it:
+
+    first use                                   home
+    inside a running loop (notebook, async)     that loop
+    `job.result()` and no loop runs             a loop of its own, run as long as the call lasts
+    `job.result()` inside a running loop        one private daemon thread with a loop
+    `loop="thread"`                             the same thread, from the start
+
+A home whose loop was closed (a second `asyncio.run`) moves to the next one. `job.result()` on the very loop that
+runs the caller re-enters it with nest-asyncio2, which patches asyncio for the whole process and makes later
+task switches slower, so it happens at that moment only.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+Main = Callable[[], Coroutine[Any, Any, T]]
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, if any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class Home:
+    """The one loop a Lab lives on.
+
+    Args:
+        where: "caller": the loop of the first use; "thread": a private loop in a daemon thread.
+    """
+
+    def __init__(self, where: Literal["caller", "thread"] = "caller") -> None:
+        self._where = where
+        self._thread: threading.Thread | None = None
+        self._own: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self) -> bool:
+        """Make the running loop the home; True if it had another one before.
+
+        Raises:
+            RuntimeError: the home is another loop, and it runs.
+        """
+        here = asyncio.get_running_loop()
+        if self.loop is here:
+            return False
+        if self.loop is not None and self.loop.is_running():
+            raise RuntimeError(
+                "this Lab is at work on another event loop: use one Lab per loop, or Lab(loop='thread') for all"
+            )
+        if self._own is not None:
+            _close(self._own)
+            self._own = None
+        moved = self.loop is not None
+        self.loop = here
+        return moved
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the home is a loop that does not run in this thread."""
+        if self._where == "thread":
+            self._start_thread()
+        return self._thread is not None and threading.current_thread() is not self._thread
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Run `callback` on the home's loop, from any thread."""
+        if self.loop is None or self.loop.is_closed():
+            callback()
+        elif running_loop() is self.loop:
+            callback()
+        else:
+            self.loop.call_soon_threadsafe(callback)
+
+    def run(self, main: Main[T], *, stop: Callable[[], object] | None = None) -> T:
+        """Run `main()` on the home's loop and wait for it, whatever runs in this thread.
+
+        Args:
+            main: Makes the coroutine.
+            stop: Called on the home's loop at the first Ctrl-C; a second one cancels.
+        """
+        here = running_loop()
+        if self.loop is not None and self.loop.is_closed():
+            self.loop = self._thread = None
+        if not self.elsewhere and here is not None:
+            if self.loop is here:
+                return _reenter(here, main)
+            self._start_thread()
+        if self.elsewhere or (self.loop is not None and self.loop.is_running()):
+            return self._run_there(main, stop)
+        return self._run_here(main)
+
+    def _run_here(self, main: Main[T]) -> T:
+        if self.loop is None:
+            self.loop = self._own = asyncio.new_event_loop()
+            weakref.finalize(self, _close, self._own)
+        return self.loop.run_until_complete(main())
+
+    def _run_there(self, main: Main[T], stop: Callable[[], object] | None) -> T:
+        loop = self.loop
+        assert loop is not None  # noqa: S101  a thread's loop exists once the thread has started
+        context = contextvars.copy_context()
+        box: dict[str, asyncio.Task[T]] = {}
+        done = threading.Event()
+
+        def start() -> None:
+            box["task"] = loop.create_task(main(), context=context)
+            box["task"].add_done_callback(lambda _: done.set())
+
+        loop.call_soon_threadsafe(start)
+        interrupts = 0
+        while not done.is_set():
+            try:
+                done.wait()
+            except KeyboardInterrupt:
+                interrupts += 1
+                first = interrupts == 1 and stop is not None
+                loop.call_soon_threadsafe(stop if first and stop else box["task"].cancel)
+        return box["task"].result()
+
+    def _start_thread(self) -> None:
+        if self._thread is not None:
+            return
+        if self.loop is not None and not self.loop.is_closed():
+            return
+        loop = self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_serve, args=(loop,), name="llmlab-loop", daemon=True)
+        self._thread.start()
+        weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        _close(loop)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop of our own; its async generators (the open connections) are closed first."""
+    if loop.is_closed() or loop.is_running():
+        return
+    with contextlib.suppress(RuntimeError):
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def _reenter(loop: asyncio.AbstractEventLoop, main: Main[T]) -> T:
+    import nest_asyncio2  # noqa: PLC0415  importing it is harmless, but few sessions ever need it
+
+    try:
+        nest_asyncio2.apply(loop)
+    except ValueError as error:
+        raise RuntimeError(
+            f"job.result() cannot re-enter a {type(loop).__name__}: write `await job`, or make the lab with "
+            "Lab(loop='thread')"
+        ) from error
+    return loop.run_until_complete(main())
+
+
+class _Interrupts:
+    """The runs that Ctrl-C speaks to. One handler for all, put in place by the first and removed by the last."""
+
+    def __init__(self) -> None:
+        self._runs: list[Iterator[Callable[[], object]]] = []
+        self._previous: Any = None
+
+    def enter(self, answers: Iterator[Callable[[], object]]) -> None:
+        if not self._runs:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._runs.append(answers)
+
+    def leave(self, answers: Iterator[Callable[[], object]]) -> None:
+        self._runs.remove(answers)
+        if not self._runs:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if self._previous is None else self._previous)
+
+    def _handle(self, _signum: int, _frame: object) -> None:
+        for answer in [next(run, None) for run in self._runs]:
+            if answer is None:
+                raise KeyboardInterrupt
+            answer()
+
+
+_interrupts = _Interrupts()
+
+
+@contextlib.contextmanager
+def sigint_guard(stop: Callable[[], object], cancel: Callable[[], object]) -> Iterator[None]:
+    """Answer Ctrl-C and the notebook's Stop while a run is awaited in the main thread.
+
+    The first interrupt calls `stop` on the running loop, the second `cancel`, the third raises
+    KeyboardInterrupt. The kernel's own interrupt would only be seen at the loop's next event.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    # call_soon_threadsafe, because it wakes a loop that waits for its next event
+    answers = iter([partial(loop.call_soon_threadsafe, answer) for answer in (stop, cancel)])
+    _interrupts.enter(answers)
+    try:
+        yield
+    finally:
+        _interrupts.leave(answers)

@@ -1,0 +1,1 @@
+"""Policies: layers around a call, each `async (call, inner) -> Reply`. `strategy` puts them in order."""

@@ -1,0 +1,128 @@
+"""Progress of a job: a fold over its events, and a line of text that is redrawn from it.
+
+`Progress` counts and draws nothing. `TextBar` pulls a snapshot ten times a second, so that a slow terminal
+cannot slow the job, and a job in which nothing finishes still shows its clock running.
+"""
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from llmlab.events import Attempted, Bus, Finished, Retrying
+from llmlab.types import Outcome
+
+INTERVAL = 0.1
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The state of a job at one moment."""
+
+    total: int | None = None
+    """Rows in all; None while unknown."""
+    done: int = 0
+    """Rows settled."""
+    errors: int = 0
+    """Rows that ended as an error."""
+    retries: int = 0
+    """Attempts repeated."""
+    input_tokens: int = 0
+    """Input tokens of all attempts, failed ones included."""
+    output_tokens: int = 0
+    """Output tokens of all attempts, failed ones included."""
+    cost_usd: float | None = None
+    """Dollars so far; None while no price is known."""
+
+
+class Progress:
+    """Folds a job's events into a Snapshot. Draws nothing."""
+
+    def __init__(self, bus: Bus, total: int | None) -> None:
+        self.now = Snapshot(total)
+        bus.subscribe(self._finished, Finished)
+        bus.subscribe(self._attempted, Attempted)
+        bus.subscribe(self._retrying, Retrying)
+
+    def _finished(self, event: Finished) -> None:
+        outcome: Outcome = event.outcome
+        self.now.done += 1
+        self.now.errors += outcome.status == "error"
+        if outcome.reply is not None and outcome.reply.cost_usd is not None:
+            self.now.cost_usd = (self.now.cost_usd or 0.0) + outcome.reply.cost_usd
+
+    def _attempted(self, event: Attempted) -> None:
+        if event.usage is not None:
+            self.now.input_tokens += event.usage.input_tokens
+            self.now.output_tokens += event.usage.output_tokens
+
+    def _retrying(self, _: Retrying) -> None:
+        self.now.retries += 1
+
+
+def wants_bar() -> bool:
+    """Whether a text bar makes sense here: in a terminal or a notebook, not in a log file."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return True
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+class TextBar:
+    """One line of text in a terminal or below a cell, redrawn ten times a second while the job runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bar: tqdm[Any] = tqdm(
+            total=progress.now.total,
+            unit="row",
+            dynamic_ncols=True,
+            mininterval=0,
+            file=sys.stderr,
+            smoothing=0.05,  # the remaining time comes from measured throughput, not from the last row
+        )
+
+    async def run(self) -> None:
+        """Redraw until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            self.draw()
+
+    def draw(self) -> None:
+        """Redraw from the current snapshot."""
+        now = self._progress.now
+        self._bar.set_postfix_str(describe(now), refresh=False)
+        if now.done > self._bar.n:
+            self._bar.update(now.done - self._bar.n)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Draw the last state and leave it standing."""
+        self.draw()
+        self._bar.close()
+
+
+def describe(now: Snapshot) -> str:
+    """The counts of a snapshot in words, those that are not zero."""
+    tokens = now.input_tokens + now.output_tokens
+    parts = (
+        f"{now.errors} errors" if now.errors else "",
+        f"{now.retries} retries" if now.retries else "",
+        f"{_short(tokens)} tokens" if tokens else "",
+        f"${now.cost_usd:.4f}" if now.cost_usd is not None else "",
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _short(count: int) -> str:
+    for size, unit in ((1_000_000, "M"), (10_000, "k")):
+        if count >= size:
+            return f"{count / (1_000_000 if unit == 'M' else 1_000):.1f}{unit}"
+    return str(count)
+
+
+def say(text: str) -> None:
+    """Tell the user one line, without breaking a bar that is being drawn."""
+    tqdm.write(text, file=sys.stderr)

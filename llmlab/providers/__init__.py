@@ -1,0 +1,101 @@
+"""Providers by name: from "openai:MODEL" to the endpoint that a strategy stands on."""
+
+import os
+from collections.abc import Mapping
+
+import httpx
+
+from llmlab.prices import Price
+from llmlab.providers.http import Provider, Secret
+from llmlab.providers.openai import OpenAI
+from llmlab.providers.presets import PRESETS, Preset
+from llmlab.sim.transport import Simulator
+from llmlab.template import did_you_mean
+
+SIMULATED = "sim"
+
+
+def connect(
+    model: str,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+    prices: Mapping[str, Price] | None = None,
+    seed: int | None = None,
+) -> Provider:
+    """Make the endpoint for "provider:model". Sends nothing.
+
+    Raises:
+        TypeError, ValueError: an argument is not usable, the provider is unknown, or its key is missing.
+    """
+    name, model_name = _split(model)
+    if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
+        raise TypeError(f"transport must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
+    if name == SIMULATED:
+        sender = transport or Simulator(seed=seed or 0)
+        url = base_url or "http://simulated/v1"
+        return Provider(name, OpenAI(), model_name, url, transport=sender, prices=prices or {})
+    preset = PRESETS[name]
+    return Provider(
+        name,
+        preset.codec(),
+        model_name,
+        _url(name, base_url or preset.base_url),
+        key=_key(name, preset, api_key, needed=base_url is None and not isinstance(transport, Simulator)),
+        key_hint=_key_hint(preset),
+        transport=transport,
+        prices=prices or {},
+    )
+
+
+def _split(model: str) -> tuple[str, str]:
+    if not isinstance(model, str):
+        raise TypeError(f"model must be a str like 'openai:MODEL', not {type(model).__name__}")
+    name, colon, model_name = model.partition(":")
+    known = [SIMULATED, *PRESETS]
+    if not colon:
+        if model == SIMULATED:
+            return SIMULATED, "small"
+        raise ValueError(f"model {model!r} names no provider: write 'provider:model', as in 'openai:{model}'")
+    if name not in known:
+        raise ValueError(f"unknown provider {name!r}; {did_you_mean(name, known)}")
+    if not model_name:
+        raise ValueError(f"model {model!r} names no model: write '{name}:MODEL'")
+    return name, model_name
+
+
+def _url(name: str, base_url: str | None) -> str:
+    if base_url is None:
+        raise ValueError(f"{name} has no address of its own: give base_url=")
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ValueError(f"base_url {base_url!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"base_url must begin with http:// or https:// and name a host, not {base_url!r}")
+    return base_url
+
+
+def _key_hint(preset: Preset) -> str:
+    return " or ".join((*preset.key_vars, "api_key="))
+
+
+def _key(name: str, preset: Preset, given: str | None, *, needed: bool) -> Secret | None:
+    key = given or next((os.environ[var] for var in preset.key_vars if os.environ.get(var)), None)
+    if key is not None:
+        return Secret(_clean(key))
+    if preset.key_required and needed:
+        variables = " or ".join(preset.key_vars)
+        raise ValueError(f"{name} needs a key: set the environment variable {variables}, or pass api_key=")
+    return None
+
+
+def _clean(key: str) -> str:
+    """A key without the blanks and line ends that copying brings along."""
+    if not isinstance(key, str):
+        raise TypeError(f"api_key must be a str, not {type(key).__name__}")
+    key = key.strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("api_key holds characters that no HTTP header can carry: copy it again")
+    return key

@@ -1,0 +1,55 @@
+"""At most so many calls in flight."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Slots:
+    """At most `limit` calls in flight at once; the limit may change while in use.
+
+    A smaller limit interrupts nobody: calls in flight end by themselves before new ones are admitted.
+
+    Raises:
+        TypeError, ValueError: `limit` is no whole number of at least 1.
+    """
+
+    limit: int = 32
+    """Calls in flight at most, at least 1."""
+    in_use: int = field(default=0, init=False, compare=False)
+    """Calls in flight now."""
+    _changed: Callable[[], None] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self.limit)
+
+    def resize(self, limit: int) -> None:
+        """Change the limit; those it lets in go at once."""
+        _check(limit)
+        self.limit = limit
+        if self._changed is not None:
+            self._changed()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` when a new limit may let somebody in."""
+        self._changed = changed
+
+    def wait(self, now: float, cost: Mapping[str, float]) -> float:  # noqa: ARG002  the rules share one shape
+        """0 if a slot is free, else infinity: only a settled call or a resize can help."""
+        return 0.0 if self.in_use < self.limit else math.inf
+
+    def take(self, now: float, cost: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Occupy a slot."""
+        self.in_use += 1
+
+    def settle(self, now: float, cost: Mapping[str, float], error: BaseException | None) -> None:  # noqa: ARG002
+        """Free the slot."""
+        self.in_use -= 1
+
+
+def _check(limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"concurrency must be a whole number, not {limit!r}")
+    if limit < 1:
+        raise ValueError(f"concurrency must be at least 1, not {limit}")

@@ -1,0 +1,210 @@
+"""What the simulated model says: plausible English, the same for the same seed and prompt.
+
+One rule counts the tokens of prompts and answers and cuts the answers into the pieces in which they are streamed:
+a token is up to six letters or digits with the blank before them, or one other character. That is about four
+characters of English per token, one per CJK character, and joining the pieces gives back the text.
+"""
+
+import random
+import re
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from llmlab.sim.wire import Answer, Ask, Choice
+from llmlab.types import JSON
+
+PER_TURN = 4
+PER_REQUEST = 3
+PER_IMAGE = 800
+LONGEST = 4096
+THOUGHT = 24
+
+_TOKEN = re.compile(r" ?[A-Za-z0-9]{1,6}| ?[^A-Za-z0-9\s]|\s")
+_WORD = re.compile(r"[A-Za-z]{4,}")
+
+_OPENERS = (
+    "",
+    "In short, ",
+    "On balance, ",
+    "Seen from a distance, ",
+    "For most readers, ",
+    "As a rule, ",
+    "At first sight, ",
+    "In practice, ",
+)
+_SUBJECTS = (
+    "the text",
+    "the first paragraph",
+    "this example",
+    "the evidence",
+    "a careful reading",
+    "the question of {topic}",
+    "what is said about {topic}",
+    "the naïve view of {topic}",
+    "the customer",
+    "the second point",
+    "every mention of {topic}",
+)
+_VERBS = (
+    "suggests",
+    "shows",
+    "explains",
+    "leaves open",
+    "confirms",
+    "hints at",
+    "depends on",
+    "describes",
+    "points to",
+)
+_OBJECTS = (
+    "a clear preference",
+    "the same conclusion",
+    "two separate causes",
+    "a small but steady effect",
+    "the role of {topic}",
+    "a mixed picture",
+    "an honest mistake",
+    "the price of waiting",
+    "a café on the corner",
+    "no surprise at all",
+)
+_TAILS = (
+    "",
+    "",
+    ", at least here",
+    ", for now",
+    ", which is worth a note",
+    " — with one exception",
+    ", as expected",
+)
+
+
+def tokens(text: str) -> list[str]:
+    """Cut a text into its tokens; joined they are the text."""
+    return _TOKEN.findall(text)
+
+
+def input_tokens(ask: Ask) -> int:
+    """Count the tokens of a request as the provider bills them."""
+    return len(tokens(ask.text)) + PER_TURN * ask.turns + PER_REQUEST + PER_IMAGE * ask.images
+
+
+def answer(ask: Ask, *, seed: int, median: float, sigma: float, text: str | None = None) -> Answer:
+    """Make the answer to a request.
+
+    Args:
+        ask: The request.
+        seed: The simulator's seed.
+        median: Median length in tokens.
+        sigma: Sigma of the lognormal distribution of lengths.
+        text: What to say instead of something made up; still subject to `max_tokens` and `stop`.
+    """
+    rng = random.Random(blake2b(f"{seed}\0{ask.model}\0{ask.text}".encode(), digest_size=8).digest())
+    thought = tuple(tokens(_sentences(rng, ask.text, THOUGHT))) if ask.thinks else ()
+    left = None if ask.max_tokens is None else max(0, ask.max_tokens - len(thought))
+    choices = []
+    for _ in range(ask.n):
+        length = min(LONGEST, max(1, round(median * rng.lognormvariate(0.0, sigma) if sigma else median)))
+        said = _say(ask, rng, length) if text is None else text
+        choices.append(_cut(tokens(said), left, ask.stop))
+    return Answer(tuple(choices), input_tokens(ask), thought[: ask.max_tokens])
+
+
+def _say(ask: Ask, rng: random.Random, length: int) -> str:
+    if ask.schema is not None:
+        return orjson.dumps(instance(ask.schema, rng)).decode()
+    if ask.json:
+        label = rng.choice(("positive", "negative", "neutral"))
+        value = {
+            "label": label,
+            "score": round(rng.random(), 2),
+            "answer": _sentences(rng, ask.text, length // 2),
+        }
+        return orjson.dumps(value).decode()
+    return _sentences(rng, ask.text, length)
+
+
+def _sentences(rng: random.Random, prompt: str, length: int) -> str:
+    """Write whole sentences until there are about `length` tokens."""
+    topic = max(_WORD.findall(prompt[-400:]), key=len, default="it")
+    said: list[str] = []
+    size = 0
+    while size < length:
+        sentence = f"{rng.choice(_OPENERS)}{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}{rng.choice(_TAILS)}."
+        sentence = sentence.replace("{topic}", topic)
+        said.append(sentence[0].upper() + sentence[1:])
+        size += len(sentence) // 5 + 2
+    return " ".join(said)
+
+
+def _cut(pieces: list[str], left: int | None, stop: tuple[str, ...]) -> Choice:
+    """End an answer where `stop` or the allowance of tokens says; what comes first counts."""
+    kept = pieces if left is None else pieces[:left]
+    text = "".join(kept)
+    found = [(at, word) for word in stop if word and (at := text.find(word)) >= 0]
+    if found:
+        at, word = min(found)
+        return Choice(tuple(tokens(text[:at])), "stop_sequence", word)
+    return Choice(tuple(kept), "length" if len(kept) < len(pieces) else "stop")
+
+
+def instance(schema: JSON, rng: random.Random) -> Any:
+    """Make a value that meets a JSON schema.
+
+    Knows type, properties, items, enum, const, anyOf, oneOf, $ref into the schema itself, minimum, maximum,
+    minItems and minLength; other keywords are not looked at.
+    """
+    return _instance(schema, rng, schema, 0)
+
+
+def _instance(schema: JSON, rng: random.Random, root: JSON, depth: int) -> Any:  # noqa: PLR0911  one line per keyword
+    if ref := schema.get("$ref"):
+        return _instance(_resolve(ref, root), rng, root, depth + 1)
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            # deep inside a schema that refers to itself only the plainest branch comes to an end
+            branch = schema[key][-1] if depth > 8 else rng.choice(schema[key])  # noqa: PLR2004
+            return _instance(branch, rng, root, depth + 1)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {
+            key: _instance(each, rng, root, depth + 1) for key, each in schema.get("properties", {}).items()
+        }
+    if kind == "array":
+        return _array(schema, rng, root, depth)
+    return _scalar(kind, schema, rng)
+
+
+def _array(schema: JSON, rng: random.Random, root: JSON, depth: int) -> list[Any]:
+    least = int(schema.get("minItems", 0))
+    most = max(least, int(schema.get("maxItems", least + 2)))
+    size = least if depth > 8 else min(most, max(least, rng.randint(1, 3)))  # noqa: PLR2004
+    return [_instance(schema.get("items", {}), rng, root, depth + 1) for _ in range(size)]
+
+
+def _scalar(kind: str, schema: JSON, rng: random.Random) -> Any:
+    low = schema.get("minimum", 0)
+    if kind == "integer":
+        return rng.randint(int(low), int(schema.get("maximum", low + 100)))
+    if kind == "number":
+        return round(rng.uniform(low, schema.get("maximum", low + 1)), 3)
+    if kind == "boolean":
+        return rng.random() < 0.5  # noqa: PLR2004
+    if kind == "null":
+        return None
+    text = f"{rng.choice(_OBJECTS)}".replace("{topic}", "it")
+    return text.ljust(int(schema.get("minLength", 0)), ".")[: schema.get("maxLength")]
+
+
+def _resolve(ref: str, root: JSON) -> JSON:
+    found: Any = root
+    for part in ref.removeprefix("#").strip("/").split("/"):
+        found = found.get(part, {}) if part else found
+    return dict(found)

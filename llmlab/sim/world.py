@@ -1,0 +1,402 @@
+"""The simulated provider itself, apart from how its bytes travel.
+
+`World.handle` takes a request and gives a `Response`, or raises `Broken` where a real connection would end; the
+httpx transport and the socket server only carry that over. It lives on the loop it is used on: on another loop the
+machine, the buckets and the clock of the faults start afresh, while the counts go on.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from email.utils import formatdate
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, TypeAlias
+
+import orjson
+
+from llmlab.clock import wall_offset
+from llmlab.sim import anthropic_ask, anthropic_wire, openai_ask, openai_wire, replies
+from llmlab.sim.faults import Faults
+from llmlab.sim.kinds import NONE, Kind
+from llmlab.sim.physics import Allowance, Engine, Full, Physics, Seat
+from llmlab.sim.script import Body, Response, Script, of_body, of_events, whole
+from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire
+from llmlab.types import JSON
+
+MODELS = ("sim-small", "sim-large", "sim-reasoning")
+"""Models listed where the simulator is not told others; it then answers for any name."""
+
+Say: TypeAlias = Callable[[Ask], str]
+
+_JSON = "application/json"
+_SSE = "text/event-stream; charset=utf-8"
+_HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
+_DRIP = 0.05  # seconds per token of a slow drip where the physics itself takes none
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    path: str
+    parse: Callable[[bytes, Headers], Ask]
+    wire: Wire
+
+
+_OPENAI = _Dialect("/chat/completions", openai_ask.parse, openai_wire)
+_ANTHROPIC = _Dialect("/messages", anthropic_ask.parse, anthropic_wire)
+
+
+@dataclass(slots=True)
+class _Here:
+    """What belongs to one loop."""
+
+    loop: asyncio.AbstractEventLoop
+    engine: Engine
+    began: float
+    offset: float
+    allowances: dict[str, Allowance] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One request being served."""
+
+    dialect: _Dialect
+    here: _Here
+    stamp: Stamp
+    rng: random.Random
+    kind: Kind
+    came: float
+    seat: Seat | None = None
+    left: bool = False
+
+    @property
+    def wire(self) -> Wire:
+        return self.dialect.wire
+
+    @property
+    def now(self) -> float:
+        return self.here.loop.time()
+
+    @property
+    def unix(self) -> float:
+        return self.here.loop.time() + self.here.offset
+
+    @property
+    def id(self) -> str:
+        return f"req_{self.stamp.id}"
+
+
+class World:
+    """A simulated provider of both dialects. Parameters as for `llmlab.sim.transport.Simulator`."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        physics: Physics | None = None,
+        faults: Faults | None = None,
+        keys: Iterable[str] | None = None,
+        models: Iterable[str] | None = None,
+        say: Say | None = None,
+    ) -> None:
+        self.seed = seed
+        self.physics = Physics() if physics is None else physics
+        self.faults = Faults() if faults is None else faults
+        self.keys = None if keys is None else frozenset(keys)
+        self.models = None if models is None else tuple(models)
+        self.say = say
+        self.requests = 0
+        self._in_flight = 0
+        self._most = 0
+        self._statuses: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._tokens = {"input": 0, "output": 0}
+        self._seen: dict[bytes, int] = {}
+        self._place: _Here | None = None
+
+    def stats(self) -> JSON:
+        """Give the provider's own counts since it was made.
+
+        Returns:
+            received, by_status (with "broken": the connection ended without a status; and "left": the client went
+            before the response), by_fault (kinds met, by name), in_flight, max_in_flight, queued, tokens (input, output).
+        """
+        return {
+            "received": self.requests,
+            "by_status": dict(self._statuses),
+            "by_fault": dict(self._faults),
+            "in_flight": self._in_flight,
+            "max_in_flight": self._most,
+            "queued": self._place.engine.queued if self._place else 0,
+            "tokens": dict(self._tokens),
+        }
+
+    async def handle(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
+        """Answer one request.
+
+        Raises:
+            Broken: the connection ends before the response.
+        """
+        dialect = _ANTHROPIC if path.endswith(_ANTHROPIC.path) else _OPENAI
+        if method != "POST" or not path.endswith(dialect.path):
+            return await self._aside(method, path, headers, body)
+        visit = self._enter(dialect, body)
+        try:
+            response = await self._serve(visit, headers, body)
+        except Refusal as refusal:
+            response = self._refuse(visit, refusal)
+        except BaseException as error:
+            self._statuses["broken" if isinstance(error, Broken) else "left"] += 1
+            self._leave(visit)
+            raise
+        if isinstance(response.body, bytes):
+            self._leave(visit)
+        self._statuses[str(response.status)] += 1
+        return response
+
+    def _here(self) -> _Here:
+        loop = asyncio.get_running_loop()
+        if self._place is None or self._place.loop is not loop:
+            self._place = _Here(loop, Engine(self.physics), loop.time(), wall_offset())
+        return self._place
+
+    def _enter(self, dialect: _Dialect, body: bytes) -> _Visit:
+        here = self._here()
+        digest = blake2b(body, digest_size=16).digest()
+        nth = self._seen[digest] = self._seen.get(digest, 0) + 1
+        drawn = blake2b(digest + b"%d %d" % (self.seed, nth), digest_size=20).digest()
+        rng = random.Random(int.from_bytes(drawn[:8]))
+        now = here.loop.time()
+        kind = self.faults.pick(rng, now - here.began, self.seed) or NONE
+        self.requests += 1
+        self._in_flight += 1
+        self._most = max(self._most, self._in_flight)
+        if kind.name:
+            self._faults[kind.name] += 1
+        return _Visit(dialect, here, Stamp(drawn[8:].hex(), int(now + here.offset)), rng, kind, now)
+
+    def _leave(self, visit: _Visit) -> None:
+        if not visit.left:
+            visit.left = True
+            self._in_flight -= 1
+            if visit.seat is not None:
+                visit.seat.leave()
+
+    async def _serve(self, visit: _Visit, headers: Headers, body: bytes) -> Response:
+        await asyncio.sleep(self.physics.rtt)
+        await self._misfortune(visit)
+        self._authorize(headers)
+        ask = visit.dialect.parse(body, headers)
+        tokens = replies.input_tokens(ask)
+        self._admit(visit, ask, tokens)
+        try:
+            seat = visit.seat = await visit.here.engine.sit()
+        except Full:
+            raise Refusal("overloaded") from None
+        self._tokens["input"] += tokens
+        if visit.kind.name in ("html_200", "error_200"):
+            return await self._no_answer(visit, seat, tokens)
+        answer = self._answer(visit, ask)
+        if ask.stream:
+            return self._stream(visit, seat, ask, answer)
+        if visit.kind.name == "error_in_stream":  # there is no stream to have it in
+            return await self._no_answer(visit, seat, tokens)
+        return await self._plain(visit, seat, ask, answer)
+
+    async def _misfortune(self, visit: _Visit) -> None:
+        """Let happen what happens before a request is even read."""
+        kind = visit.kind
+        if kind.name in ("stall", "gateway_timeout"):
+            await asyncio.sleep(self.faults.stall)
+        if kind.name == "reset":
+            raise Broken("reset", begun=False)
+        if kind.name in ("hangup", "stall"):
+            raise Broken("cut", begun=False)
+        if kind.family == "refusal":
+            raise Refusal(kind.error, wait=self.faults.wait(kind), hint=kind.hint)
+
+    def _authorize(self, headers: Headers) -> None:
+        if self.keys is None:
+            return
+        bearer = (headers.get("authorization") or "").removeprefix("Bearer ")
+        key = bearer or headers.get("x-api-key") or headers.get("api-key") or ""
+        if key not in self.keys:
+            masked = f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004  as OpenAI masks it
+            raise Refusal("auth", facts={"key": masked})
+
+    def _admit(self, visit: _Visit, ask: Ask, tokens: int) -> None:
+        """Check model, context and rate limits, and charge the latter."""
+        if self.models is not None and ask.model not in self.models:
+            raise Refusal("not_found", facts={"model": ask.model})
+        used = tokens + (ask.max_tokens or 0)
+        if used > self.physics.context:
+            facts = {"limit": self.physics.context, "used": used}
+            raise Refusal("context_too_long", param="messages", facts=facts)
+        allowance = self._allowance(visit)
+        costs = visit.wire.costs(ask, tokens)
+        if name := allowance.beyond(costs):
+            raise Refusal("too_large_429", facts=_facts(allowance, name, visit, ask, costs))
+        name, wait = allowance.tightest(costs, visit.now)
+        if name:
+            raise Refusal("rate_limited", wait=wait, facts=_facts(allowance, name, visit, ask, costs))
+        allowance.take(costs, visit.now)
+
+    def _allowance(self, visit: _Visit) -> Allowance:
+        found = visit.here.allowances.get(visit.dialect.path)
+        if found is None:
+            physics = self.physics
+            names = visit.wire.BUCKETS
+            limits = {name: physics.rpm if name == "requests" else physics.tpm for name in names}
+            found = Allowance(limits, burst=physics.burst, now=visit.now)
+            visit.here.allowances[visit.dialect.path] = found
+        return found
+
+    def _answer(self, visit: _Visit, ask: Ask) -> Answer:
+        text = self.say(ask) if self.say is not None else None
+        median, sigma = self.physics.reply_tokens, self.physics.reply_sigma
+        answer = replies.answer(ask, seed=self.seed, median=median, sigma=sigma, text=text)
+        if visit.kind.family != "answer":
+            return answer
+        nothing = Choice((), "content_filter" if visit.kind.name == "refused" else "stop")
+        return replace(answer, choices=(nothing,) * ask.n, reasoning=())
+
+    async def _no_answer(self, visit: _Visit, seat: Seat, tokens: int) -> Response:
+        """Answer 200 with something that is no answer, as late as an answer would come."""
+        await seat.reach(self.physics.first(tokens, visit.rng))
+        if visit.kind.name == "html_200":
+            return whole(200, self._headers(visit), _HTML, "text/html")
+        error = visit.wire.error(Refusal("server_error"), visit.id)[1]
+        return whole(200, self._headers(visit), orjson.dumps(error), _JSON)
+
+    async def _plain(self, visit: _Visit, seat: Seat, ask: Ask, answer: Answer) -> Response:
+        fault = visit.kind.name
+        body = orjson.dumps(visit.wire.plain(ask, answer, visit.stamp, fault))
+        first, step = self._pace(visit, answer)
+        await seat.reach(first + step * max(0, answer.steps - 1))
+        self._settle(visit, answer)
+        if not fault:
+            return whole(200, self._headers(visit), body, _JSON)
+        script = of_body(body, fault, visit.rng)
+        return self._respond(visit, script, _JSON, self._ending(visit, script))
+
+    def _stream(self, visit: _Visit, seat: Seat, ask: Ask, answer: Answer) -> Response:
+        wire, fault = visit.wire, visit.kind.name
+        error = wire.error_event(Refusal("overloaded"), visit.id)
+        script = of_events(wire.stream(ask, answer, visit.stamp, fault), fault, visit.rng, error=error)
+        return self._respond(visit, script, _SSE, self._play(visit, seat, script, answer))
+
+    def _pace(self, visit: _Visit, answer: Answer) -> tuple[float, float]:
+        """Seconds of work until the first token, and from token to token."""
+        step = self.physics.itl
+        if visit.kind.name == "slow_drip":
+            step = step * 10 or _DRIP
+        return self.physics.first(answer.input_tokens, visit.rng), step
+
+    def _settle(self, visit: _Visit, answer: Answer) -> None:
+        self._tokens["output"] += answer.output_tokens
+        self._allowance(visit).take({"output-tokens": answer.output_tokens - 1}, visit.now)
+
+    def _respond(
+        self, visit: _Visit, script: Script, kind: str, chunks: AsyncGenerator[bytes, None]
+    ) -> Response:
+        headers = self._headers(visit) | {"content-type": kind}
+        if script.framing == "length":
+            headers["content-length"] = str(script.length)
+        if kind == _SSE:
+            headers["cache-control"] = "no-cache"
+        return Response(200, headers, Body(chunks, lambda: self._leave(visit)), script.framing)
+
+    async def _play(
+        self, visit: _Visit, seat: Seat, script: Script, answer: Answer
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            first, step = self._pace(visit, answer)
+            for after, data in script.pieces:
+                if after:
+                    await seat.reach(first + step * (after - 1))
+                yield data
+            self._settle(visit, answer)
+            await self._end(script)
+        finally:
+            self._leave(visit)
+
+    async def _ending(self, visit: _Visit, script: Script) -> AsyncGenerator[bytes, None]:
+        """Play a plain answer, all of which is due."""
+        try:
+            for _, data in script.pieces:
+                yield data
+            await self._end(script)
+        finally:
+            self._leave(visit)
+
+    async def _end(self, script: Script) -> None:
+        if script.stalls:
+            await asyncio.sleep(self.faults.stall)
+        if script.ending != "whole":
+            raise Broken(script.ending, begun=True)
+
+    def _refuse(self, visit: _Visit, refusal: Refusal) -> Response:
+        status, error = visit.wire.error(refusal, visit.id)
+        headers = self._headers(visit, levels=refusal.hint not in ("text", "none"))
+        headers |= visit.wire.hints(refusal, visit.unix)
+        shape = visit.kind.name
+        if shape == "bad_gateway_html":
+            return whole(502, headers, _HTML, "text/html")
+        if shape == "final_500":
+            headers["x-should-retry"] = "false"
+        body: Any = [error] if shape == "array_error" else error
+        if shape == "string_error":
+            body = {"error": error["error"]["message"]}
+        return whole(status, headers, orjson.dumps(body), _JSON)
+
+    def _headers(self, visit: _Visit, *, levels: bool = True) -> dict[str, str]:
+        headers = {"date": _date(int(visit.unix))} | visit.wire.ids(visit.stamp, visit.now - visit.came)
+        if levels and (allowance := self._allowance(visit)).buckets:
+            headers |= visit.wire.levels(allowance.levels(visit.now), visit.unix)
+        return headers
+
+    async def _aside(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
+        """Answer what is no completion: models, token counts, statistics, wrong paths. These meet no fault."""
+        await asyncio.sleep(self.physics.rtt)
+        anthropic = path.endswith("/count_tokens") or headers.get("anthropic-version") is not None
+        wire = (_ANTHROPIC if anthropic else _OPENAI).wire
+        try:
+            status, value = self._look_up(wire, method, path, headers, body)
+        except Refusal as refusal:
+            status, value = wire.error(refusal, "req_aside")
+        if value is None:
+            return whole(status, {}, b"404 page not found\n", "text/plain")
+        return whole(status, {}, orjson.dumps(value), _JSON)
+
+    def _look_up(
+        self, wire: Wire, method: str, path: str, headers: Headers, body: bytes
+    ) -> tuple[int, JSON | None]:
+        if path == "/sim/stats":
+            return 200, self.stats()
+        self._authorize(headers)
+        if path.endswith("/messages/count_tokens") and method == "POST":
+            return 200, {"input_tokens": replies.input_tokens(anthropic_ask.parse_count(body, headers))}
+        if path.endswith((_OPENAI.path, _ANTHROPIC.path, "/count_tokens")):
+            refusal = Refusal("bad_request", f"Not allowed to {method} on {path}.")
+            return 405, wire.error(refusal, "req_aside")[1]
+        known = MODELS if self.models is None else self.models
+        if path.endswith("/models"):
+            return 200, wire.models(known)
+        _, found, name = path.rpartition("/models/")
+        if found and name not in known:
+            raise Refusal("not_found", facts={"model": name})
+        return (200, wire.model(name)) if found else (404, None)
+
+
+def _facts(allowance: Allowance, name: str, visit: _Visit, ask: Ask, costs: dict[str, int]) -> JSON:
+    level = allowance.levels(visit.now)[name]
+    used = level.limit - level.remaining
+    return {"model": ask.model, "bucket": name, "limit": level.limit, "used": used, "asked": costs[name]}
+
+
+@lru_cache(maxsize=64)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)

@@ -1,0 +1,58 @@
+"""Numbers from a result: frame in, numbers out. Nothing here draws."""
+
+from typing import Any
+
+import pandas as pd
+
+
+def summary(out: pd.DataFrame) -> "pd.Series[Any]":
+    """Sum up a result of `run_many`.
+
+    Args:
+        out: A frame with the columns of `llmlab.frame.COLUMNS`.
+
+    Returns:
+        A Series: `rows`, `success_count`, `error_count`, `cancelled_count`, `attempts` (requests sent);
+        `total_time_ms` from the first row's start to the last row's end; `avg_latency_ms`, `p50_latency_ms`,
+        `p95_latency_ms`, `p99_latency_ms` over the successful rows (linear interpolation; NaN if there is none);
+        `rows_per_s` (successful rows) and `tokens_per_s` (their output tokens) over the total time;
+        `input_tokens`, `output_tokens` of the answers; `cost_usd` of the answers whose price is known (NaN if
+        none is).
+
+    Raises:
+        ValueError: `out` lacks a column; names it.
+    """
+    needed = ("status", "latency_ms", "attempts", "input_tokens", "output_tokens", "cost_usd", "started_at")
+    if missing := [name for name in needed if name not in out]:
+        raise ValueError(f"summary takes a result of run_many; this frame has no column {missing[0]!r}")
+    ok = out[out["status"] == "ok"]
+    seconds = _span_s(out)
+    latency = ok["latency_ms"]
+    p50, p95, p99 = (latency.quantile(q) for q in (0.5, 0.95, 0.99))
+    numbers: dict[str, Any] = {
+        "rows": len(out),
+        "success_count": len(ok),
+        "error_count": int((out["status"] == "error").sum()),
+        "cancelled_count": int((out["status"] == "cancelled").sum()),
+        "attempts": int(out["attempts"].sum()),
+        "total_time_ms": seconds * 1000.0,
+        "avg_latency_ms": latency.mean(),
+        "p50_latency_ms": p50,
+        "p95_latency_ms": p95,
+        "p99_latency_ms": p99,
+        "rows_per_s": _rate(len(ok), seconds),
+        "tokens_per_s": _rate(int(ok["output_tokens"].sum()), seconds),
+        "input_tokens": int(ok["input_tokens"].sum()),
+        "output_tokens": int(ok["output_tokens"].sum()),
+        "cost_usd": ok["cost_usd"].sum(min_count=1),
+    }
+    return pd.Series(numbers, name="summary", dtype=object)
+
+
+def _span_s(out: pd.DataFrame) -> float:
+    first, last = out["started_at"].min(), out["finished_at"].max()
+    return 0.0 if pd.isna(first) or pd.isna(last) else (last - first).total_seconds()
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else float("nan")

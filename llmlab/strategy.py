@@ -1,0 +1,92 @@
+"""A strategy is a named stack of policies; the default order stands here, once, with its reasons."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmlab.call import Handler, Policy, chain
+from llmlab.policies.admit import Admit
+from llmlab.policies.retry import Retry
+from llmlab.policies.timeout import Timeout
+from llmlab.rules.slots import Slots
+
+CONCURRENCY = 32
+ATTEMPT = Timeout(attempt=600.0, connect=10.0, first_token=120.0, between_tokens=60.0)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A named stack of policies, outermost first: what a lab does about limits, failures and slowness.
+
+    Configuration only: each lab runs a fresh copy, so that one strategy can serve many labs.
+    """
+
+    name: str
+    """Its name in comparisons."""
+    policies: tuple[Policy, ...]
+    """Outermost first."""
+
+    @classmethod
+    def default(
+        cls,
+        *,
+        concurrency: int = CONCURRENCY,
+        total: float | None = None,
+        retry: Retry | None = None,
+        timeout: Timeout | None = None,
+    ) -> "Strategy":
+        """The stack a Lab uses unless told otherwise.
+
+        Args:
+            concurrency: Requests in flight at most, at least 1.
+            total: Seconds for a whole row, waits and retries included. None: no limit.
+            retry: Replaces the default Retry().
+            timeout: Replaces the default deadlines of an attempt: 600 s in all, 10 s to connect, and for
+                streams 120 s to the first token and 60 s between tokens.
+        """
+        stack: tuple[Policy | None, ...] = (
+            # The row's promise: covers every attempt and every wait, so it stands outside all of them.
+            Timeout(total=total) if total is not None else None,
+            # Above Admit: a row that sleeps holds no slot, and comes back to its old place in line.
+            retry or Retry(),
+            # One line for all calls of the lab; everything below it is a request in flight.
+            Admit((Slots(concurrency),)),
+            # Below Admit: waiting in line is not slowness of the provider.
+            timeout or ATTEMPT,
+        )
+        return cls("default", tuple(policy for policy in stack if policy is not None))
+
+    @classmethod
+    def bare(cls, *, concurrency: int = CONCURRENCY) -> "Strategy":
+        """Concurrency and nothing else: no retries, no deadlines. For comparisons."""
+        return cls("bare", (Admit((Slots(concurrency),)),))
+
+    def fresh(self) -> "Strategy":
+        """A copy with the same settings and none of the state."""
+        return replace(self, policies=tuple(_fresh(policy) for policy in self.policies))
+
+    def handler(self, endpoint: Handler) -> Handler:
+        """The stack around an endpoint."""
+        return chain(self.policies, endpoint)
+
+    @property
+    def admit(self) -> Admit | None:
+        """The policy that holds the line, if the stack has one."""
+        return next((policy for policy in self.policies if isinstance(policy, Admit)), None)
+
+    @property
+    def slots(self) -> Slots | None:
+        """The rule that limits requests in flight, if the stack has one."""
+        return next(self._slots(), None)
+
+    def _slots(self) -> Iterator[Slots]:
+        if self.admit is not None:
+            yield from (rule for rule in self.admit.rules if isinstance(rule, Slots))
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + " > ".join(map(repr, self.policies))
+
+
+def _fresh(policy: Any) -> Any:
+    # Dataclass policies carry their state in init=False fields, so replace() leaves it behind.
+    return replace(policy) if hasattr(policy, "__dataclass_fields__") else policy

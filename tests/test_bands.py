@@ -1,0 +1,104 @@
+"""The house of DESIGN section 3: a module imports only from lower bands."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "llmlab"
+
+BANDS = {
+    "types": 0, "errors": 0, "clock": 0, "loops": 0, "version": 0,
+    "template": 1, "prices": 1, "events": 1, "call": 1,
+    "progress": 2, "rules": 2, "rules.slots": 2,
+    "policies": 2, "policies.admit": 2, "policies.retry": 2, "policies.timeout": 2,
+    "providers.sse": 1, "providers.limits": 1, "providers.fault": 1, "providers.base": 2, "providers.taxonomy": 2,
+    "providers.openai": 3, "providers.anthropic": 3, "providers.http": 3, "providers.presets": 4, "providers": 5,
+    "sim.physics": 2, "sim.faults": 2, "sim.transport": 3, "sim.server": 4, "sim": 5,
+    "strategy": 3, "frame": 3, "stats": 4, "job": 4, "lab": 6, "": 8, "__main__": 9,
+}  # fmt: skip
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> list[tuple[str, bool]]:
+    """The llmlab modules a file imports, each with whether it stands inside a function."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        for target in targets_of(node):
+            found.append((target, id(node) in inside))
+    return found
+
+
+def targets_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [n.name.removeprefix("llmlab").lstrip(".") for n in node.names if n.name.split(".")[0] == "llmlab"]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llmlab":
+        base = (node.module or "").removeprefix("llmlab").lstrip(".")
+        names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+        modules = [name for name in names if name in BANDS]
+        return modules or [base]
+    return []
+
+
+def outside_imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_every_module_has_a_band_and_every_band_a_module() -> None:
+    assert {name_of(path) for path in MODULES} == set(BANDS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_from_lower_bands(path: Path) -> None:
+    own = BANDS[name_of(path)]
+    too_high = [target for target, _ in imports_of(path) if BANDS[target] >= own]
+    assert too_high == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_imports_the_package_inside_a_function(path: Path) -> None:
+    assert [target for target, inside in imports_of(path) if inside] == []
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).startswith("policies.")], ids=name_of)
+def test_a_policy_imports_no_policy_and_no_provider(path: Path) -> None:
+    assert not [target for target, _ in imports_of(path) if target.startswith(("policies", "providers"))]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).startswith("rules.")], ids=name_of)
+def test_a_rule_imports_only_errors_and_adapt(path: Path) -> None:
+    assert {target for target, _ in imports_of(path)} <= {"errors", "rules.adapt"}
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "taxonomy", "sse", "limits", "base"])
+def test_a_codec_does_not_import_httpx(name: str) -> None:
+    assert not outside_imports(PACKAGE / "providers" / f"{name}.py") & {"httpx", "aiohttp"}
+
+
+def test_only_one_module_sends() -> None:
+    """httpx-aiohttp appears in http.py alone; the simulator's transport only receives."""
+    assert [name_of(p) for p in MODULES if "httpx_aiohttp" in outside_imports(p)] == ["providers.http"]
+
+
+def test_only_the_pandas_boundary_imports_pandas() -> None:
+    allowed = {"frame", "stats", "compare", "twin", "lab"}
+    assert {name_of(p) for p in MODULES if "pandas" in outside_imports(p)} <= allowed
