@@ -51,12 +51,13 @@ COMPLETION = {
 
 PREFIXES = ("/usr/lib", "/usr/lib64", "/usr/share", "/usr/local/lib", "/etc")
 NO_NGINX = "nginx with its echo module is needed: apt-get install nginx-light libnginx-mod-http-echo"
+FILES = 8192  # open at once: what nginx is told, too
 ENOUGH = 15_000  # requests/s: above what bare aiohttp reaches on one core
 PATIENCE = 180.0  # seconds for one client's run, and for one of plain httpx's requests in its pool
 CONFIG = """
 {modules}
-daemon off; master_process off; worker_processes 1; worker_rlimit_nofile 8192;
-pid {folder}/nginx.pid; error_log stderr crit;
+daemon off; master_process off; worker_processes 1; worker_rlimit_nofile {files};
+pid {folder}/nginx.pid; error_log {folder}/error.log crit;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; keepalive_requests 100000000; keepalive_timeout 300s; client_body_buffer_size 64k;
@@ -144,13 +145,8 @@ async def lm_deluge(url: str, connections: int) -> AsyncIterator[Run]:
     deluge, models = import_module("lm_deluge"), import_module("lm_deluge.models")
     os.environ["LLMLAB_BENCH_KEY"] = KEY
     models.register_model(id=MODEL, name=MODEL, api_base=url, api_key_env_var="LLMLAB_BENCH_KEY")
-    client = deluge.LLMClient(
-        MODEL,
-        max_requests_per_minute=10**9,
-        max_tokens_per_minute=10**12,
-        max_concurrent_requests=connections,
-        max_attempts=1,
-    )
+    limits = {"max_requests_per_minute": 10**9, "max_tokens_per_minute": 10**12, "max_attempts": 1}
+    client = deluge.LLMClient(MODEL, max_concurrent_requests=connections, **limits)
 
     async def run(prompts: list[str]) -> list[str]:
         replies = await client.process_prompts_async(prompts, show_progress=False)
@@ -163,13 +159,13 @@ async def lm_deluge(url: str, connections: int) -> AsyncIterator[Run]:
 async def llmlab_run_many(url: str, connections: int) -> AsyncIterator[Run]:
     """Use llmlab's full default stack: policies, events, frame."""
     llmlab = import_module("llmlab")
-    lab = llmlab.Lab(f"openai:{MODEL}", base_url=url, api_key=KEY, concurrency=connections)
+    async with llmlab.Lab(f"openai:{MODEL}", base_url=url, api_key=KEY, concurrency=connections) as lab:
 
-    async def run(prompts: list[str]) -> list[str]:
-        out = await lab.run_many(prompts, progress=False)
-        return list(out["content"].where(out["status"] == "ok", ""))
+        async def run(prompts: list[str]) -> list[str]:
+            out = await lab.run_many(prompts, progress=False)
+            return list(out["content"].where(out["status"] == "ok", ""))
 
-    yield run
+        yield run
 
 
 YARDSTICK = "aiohttp"
@@ -243,38 +239,28 @@ def sample(name: str, port: int, connections: int, rows: int) -> Sample:
     return Sample(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def module_lines() -> str:
-    """Load the echo module, and the kit it needs where that is a module too.
+def find_nginx() -> tuple[str, str]:
+    """Find the program, and the lines that load its echo module (and the kit, where that is a module too).
 
     Raises:
-        SystemExit: the echo module is in none of the usual directories.
+        SystemExit: one of them is not installed.
     """
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     for folder in (Path(prefix, "nginx/modules") for prefix in PREFIXES):
-        if (folder / "ngx_http_echo_module.so").exists():
-            wanted = (folder / "ndk_http_module.so", folder / "ngx_http_echo_module.so")
-            return "\n".join(f"load_module {path};" for path in wanted if path.exists())
+        wanted = (folder / "ndk_http_module.so", folder / "ngx_http_echo_module.so")
+        if program and wanted[1].exists():
+            return program, "\n".join(f"load_module {path};" for path in wanted if path.exists())
     raise SystemExit(NO_NGINX)
 
 
-def free_port() -> int:
-    """Find a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def wait_for(port: int, process: subprocess.Popen[str]) -> None:
-    """Return when the server accepts connections.
-
-    Raises:
-        SystemExit: it ended, or did not come up within five seconds.
-    """
+def comes_up(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server accepts connections; False when it ended, or took more than five seconds."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
+            return True
         time.sleep(0.02)
-    process.kill()
-    raise SystemExit(f"nginx does not start: {process.communicate()[1].strip()}")
+    return False
 
 
 @contextlib.contextmanager
@@ -284,25 +270,24 @@ def server(latency: float) -> Iterator[int]:
     Raises:
         SystemExit: nginx or its echo module is missing, or it does not start.
     """
-    nginx = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
-    if nginx is None:
-        raise SystemExit(NO_NGINX)
-    port = free_port()
+    nginx, modules = find_nginx()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    sleep = f"echo_sleep {latency:.3f};" if latency else ""
+    answer = orjson.dumps(COMPLETION).decode()
+    fields = {"modules": modules, "port": port, "files": FILES, "sleep": sleep, "answer": answer}
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "nginx.conf"
-        sleep = f"echo_sleep {latency:.3f};" if latency else ""
-        answer = orjson.dumps(COMPLETION).decode()
-        config.write_text(
-            CONFIG.format(modules=module_lines(), folder=folder, port=port, sleep=sleep, answer=answer)
-        )
-        command = [nginx, "-p", folder, "-c", str(config), "-e", "stderr"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        config, log = Path(folder, "nginx.conf"), Path(folder, "error.log")
+        config.write_text(CONFIG.format(**fields, folder=folder))
+        command = [nginx, "-p", folder, "-c", str(config), "-e", str(log)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            wait_for(port, process)
+            if not comes_up(port, process):
+                raise SystemExit(f"nginx does not start: {log.read_text().strip()}")
             yield port
         finally:
             process.terminate()
-            process.communicate(timeout=10)
+            process.wait(timeout=10)
 
 
 def wrk_rate(port: int, connections: int) -> float | None:
@@ -311,8 +296,7 @@ def wrk_rate(port: int, connections: int) -> float | None:
     Raises:
         SystemExit: the answers are errors.
     """
-    wrk = shutil.which("wrk")
-    if wrk is None:
+    if (wrk := shutil.which("wrk")) is None:
         return None
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(WRK_SCRIPT)
@@ -365,12 +349,9 @@ def medians(samples: list[Sample]) -> list[Sample]:
     groups: dict[tuple[str, int], list[Sample]] = {}
     for one in samples:
         groups.setdefault((one.client, one.connections), []).append(one)
+    mid = statistics.median
     return [
-        Sample(
-            *key,
-            rows_s=statistics.median(one.rows_s for one in group),
-            cpu_us=statistics.median(one.cpu_us for one in group),
-        )
+        Sample(*key, mid(one.rows_s for one in group), mid(one.cpu_us for one in group))
         for key, group in groups.items()
     ]
 
@@ -392,7 +373,7 @@ def table(results: list[Sample], latency: float) -> str:
 def raise_file_limit() -> None:
     """Allow 1,000 connections and more, here and in every process started from here."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

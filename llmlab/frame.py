@@ -3,6 +3,7 @@
 `COLUMNS` is the single source of the result's shape; it makes the frame, the README's table and a test.
 """
 
+import itertools
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,9 @@ import pandas as pd
 
 from llmlab.template import Template, did_you_mean
 from llmlab.types import Outcome, Prompt, is_missing
+
+Frame: TypeAlias = pd.DataFrame
+"""What a job's result is, for modules that leave pandas alone."""
 
 OVERRIDES = ("model", "temperature", "max_tokens", "system")
 
@@ -29,94 +33,86 @@ class Column:
     """Its unit; "" where there is none."""
     meaning: str
     """What a value says, and when it is missing."""
-    read: Callable[[Outcome], Any]
-    """Takes the value from an outcome."""
-
-
-def _reply(name: str) -> Callable[[Outcome], Any]:
-    return lambda outcome: None if outcome.reply is None else getattr(outcome.reply, name)
-
-
-def _usage(name: str) -> Callable[[Outcome], Any]:
-    def read(outcome: Outcome) -> Any:
-        usage = outcome.reply.usage if outcome.reply is not None else None
-        return None if usage is None else getattr(usage, name)
-
-    return read
-
-
-def _ms(read: Callable[[Outcome], float | None]) -> Callable[[Outcome], float | None]:
-    """Seconds to milliseconds: the one place where the engine's unit becomes the frame's."""
-
-    def convert(outcome: Outcome) -> float | None:
-        seconds = read(outcome)
-        return None if seconds is None else seconds * 1000.0
-
-    return convert
-
-
-def _error_type(outcome: Outcome) -> str | None:
-    return None if outcome.error is None else type(outcome.error).__name__
-
-
-def _error(outcome: Outcome) -> str | None:
-    return None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("prompt", "string", "", "the prompt's text as sent; of a conversation, its last user message",
-           lambda o: None if o.prompt is None else o.prompt.text),
-    Column("content", "string", "", "the answer's text; missing unless status is ok", _reply("content")),
-    Column("status", "string", "", "ok, error or cancelled", lambda o: o.status),
-    Column("error", "string", "", "why there is no answer, in words; missing when ok", _error),
-    Column("error_type", "string", "", "the error's class, as in llmlab.errors; missing when ok", _error_type),
-    Column("latency_ms", "float64", "ms", "the successful attempt, from sending to the complete answer",
-           _ms(_reply("latency_s"))),
-    Column("ttft_ms", "float64", "ms", "time to the first piece of text; missing unless streamed",
-           _ms(_reply("ttft_s"))),
-    Column("queue_ms", "float64", "ms", "waiting for admission, all attempts together", _ms(lambda o: o.queue_s)),
-    Column("wait_ms", "float64", "ms", "backing off between attempts", _ms(lambda o: o.wait_s)),
-    Column("attempts", "int64", "", "requests sent for this row", lambda o: o.attempts),
-    Column("finish_reason", "string", "", "why the model stopped: stop, length, tool_calls, content_filter, other",
-           _reply("finish_reason")),
-    Column("provider", "string", "", "the provider that answered", _reply("provider")),
-    Column("model", "string", "", "the model that answered, as the provider names it", _reply("model")),
-    Column("input_tokens", "Int64", "tokens", "input of the answered attempt, cached tokens included",
-           _usage("input_tokens")),
-    Column("output_tokens", "Int64", "tokens", "output of the answered attempt, reasoning included",
-           _usage("output_tokens")),
-    Column("cached_tokens", "Int64", "tokens", "part of the input read from the provider's prompt cache",
-           _usage("cached_tokens")),
-    Column("cost_usd", "float64", "USD", "price of the answer; missing when the model's price is not known",
-           _reply("cost_usd")),
-    Column("cache_hit", "bool", "", "answered from llmlab's own cache, at no cost",
-           lambda o: o.reply is not None and o.reply.cache_hit),
-    Column("request_id", "string", "", "the provider's id of the answered request", _reply("request_id")),
-    Column("started_at", "datetime64[us, UTC]", "", "when the row was taken up; missing if it never was",
-           lambda o: o.started_at),
-    Column("finished_at", "datetime64[us, UTC]", "", "when the row was settled", lambda o: o.finished_at),
-)  # fmt: skip
+    Column("prompt", "string", "", "the prompt's text as sent; of a conversation, its last user message"),
+    Column("content", "string", "", "the answer's text; missing unless status is ok"),
+    Column("status", "string", "", "ok, error or cancelled"),
+    Column("error", "string", "", "why there is no answer, in words; missing when ok"),
+    Column("error_type", "string", "", "the error's class, as in llmlab.errors; missing when ok"),
+    Column("latency_ms", "float64", "ms", "the successful attempt, from sending to the complete answer"),
+    Column("ttft_ms", "float64", "ms", "time to the first piece of text; missing unless streamed"),
+    Column("queue_ms", "float64", "ms", "waiting for admission, all attempts together"),
+    Column("wait_ms", "float64", "ms", "backing off between attempts"),
+    Column("attempts", "int64", "", "requests sent for this row"),
+    Column("finish_reason", "string", "", "why the model stopped: stop, length, tool_calls, content_filter, other"),
+    Column("provider", "string", "", "the provider that answered"),
+    Column("model", "string", "", "the model that answered, as the provider names it"),
+    Column("input_tokens", "Int64", "tokens", "input of the answered attempt, cached tokens included"),
+    Column("output_tokens", "Int64", "tokens", "output of the answered attempt, reasoning included"),
+    Column("cached_tokens", "Int64", "tokens", "part of the input read from the provider's prompt cache"),
+    Column("cost_usd", "float64", "USD", "price of the answer; missing when the model's price is not known"),
+    Column("cache_hit", "bool", "", "answered from llmlab's own cache, at no cost"),
+    Column("request_id", "string", "", "the provider's id of the answered request"),
+    Column("started_at", "datetime64[us, UTC]", "", "when the row was taken up; missing if it never was"),
+    Column("finished_at", "datetime64[us, UTC]", "", "when the row was settled"),
+)
+
+Record: TypeAlias = tuple[Any, ...]
+"""A settled row's values in the order of COLUMNS: plain values only, so that a hundred thousand of them weigh
+little and the garbage collector need not look at them."""
 
 
-def to_frame(outcomes: Sequence[Outcome], index: pd.Index | None = None) -> pd.DataFrame:
-    """Make the result of outcomes: one row each, in their order; see COLUMNS.
+def record(outcome: Outcome) -> Record:
+    """An outcome's values in the order of COLUMNS. Seconds become milliseconds here and nowhere else."""
+    reply, error = outcome.reply, outcome.error
+    usage = None if reply is None else reply.usage
+    tokens = (None, None, None)
+    if usage is not None:
+        tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
+    return (
+        None if outcome.prompt is None else outcome.prompt.text,
+        None if reply is None else reply.content,
+        outcome.status,
+        None if error is None else str(error) or type(error).__name__,
+        None if error is None else type(error).__name__,
+        None if reply is None else reply.latency_s * 1000.0,
+        None if reply is None or reply.ttft_s is None else reply.ttft_s * 1000.0,
+        outcome.queue_s * 1000.0,
+        outcome.wait_s * 1000.0,
+        outcome.attempts,
+        None if reply is None else reply.finish_reason,
+        None if reply is None else reply.provider,
+        None if reply is None else reply.model,
+        *tokens,
+        None if reply is None else reply.cost_usd,
+        reply is not None and reply.cache_hit,
+        None if reply is None else reply.request_id,
+        outcome.started_at,
+        outcome.finished_at,
+    )
+
+
+def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
+    """Make the result of records: one row each, in their order; see COLUMNS.
 
     Args:
-        outcomes: In the order of their rows.
-        index: The result's index, as long as `outcomes`. None: 0, 1, 2, …
+        records: In the order of their rows.
+        index: The result's index, as long as `records`. None: 0, 1, 2, …
     """
-    labels = pd.RangeIndex(len(outcomes)) if index is None else index
-    data = {column.name: _series(column, outcomes, labels) for column in COLUMNS}
+    labels = pd.RangeIndex(len(records)) if index is None else index
+    values = zip(*records, strict=True) if records else itertools.repeat(())
+    data = {column.name: _series(column, each, labels) for column, each in zip(COLUMNS, values, strict=False)}
     return pd.DataFrame(data, index=labels)
 
 
-def _series(column: Column, outcomes: Sequence[Outcome], index: pd.Index) -> "pd.Series[Any]":
-    values = [column.read(outcome) for outcome in outcomes]
+def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Series[Any]":
     if column.dtype.startswith("datetime64"):
-        micros = np.array([v * 1e6 if v else np.nan for v in values], dtype="float64")
+        micros = np.array([value * 1e6 if value else np.nan for value in values], dtype="float64")
         stamps = np.where(np.isnan(micros), np.iinfo("int64").min, micros).astype("int64")  # the minimum is NaT
         return pd.Series(stamps.view("M8[us]"), index=index).dt.tz_localize("UTC")
-    return pd.Series(values, index=index, dtype=column.dtype)
+    return pd.Series(list(values), index=index, dtype=column.dtype)
 
 
 def columns_table() -> str:
@@ -125,9 +121,6 @@ def columns_table() -> str:
     lines += [f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |" for c in COLUMNS]
     return "\n".join(lines)
 
-
-Frame: TypeAlias = pd.DataFrame
-"""What a job's result is, for modules that leave pandas alone."""
 
 Item: TypeAlias = Prompt | Exception
 """A row as read: a prompt, or why it is none (rows of a generator are only seen when their turn comes)."""
@@ -144,10 +137,14 @@ class Rows:
     total: int | None
     """How many rows; None for a generator."""
 
-    def frame(self, settled: Sequence[Outcome]) -> Frame:
-        """The result of those rows that are settled, given in input order."""
-        positions = [outcome.index for outcome in settled]
-        return to_frame(settled, pd.Index(positions) if self.index is None else self.index.take(positions))
+    def frame(self, settled: Mapping[int, Record]) -> Frame:
+        """The result of the settled rows, given by position, in input order."""
+        positions = sorted(settled)
+        whole = positions == list(range(self.total or len(positions)))
+        index = self.index
+        if not whole:
+            index = pd.Index(positions) if index is None else index.take(positions)
+        return to_frame([settled[position] for position in positions], index)
 
 
 def read_rows(

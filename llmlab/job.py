@@ -17,9 +17,8 @@ from llmlab.call import Call, Handler
 from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
 from llmlab.events import Admitted, Attempted, Bus, Finished, Stopped
-from llmlab.frame import Frame, Item, Rows
+from llmlab.frame import Frame, Item, Record, Rows, record
 from llmlab.loops import Home, running_loop, sigint_guard
-from llmlab.policies.admit import Admit
 from llmlab.progress import Progress, TextBar, say
 from llmlab.strategy import Strategy
 from llmlab.types import Outcome, Prompt, Status
@@ -63,8 +62,10 @@ class Run:
 
     def __init__(self, order: Order, ground: Ground, bus: Bus) -> None:
         self.order, self.ground, self.bus = order, ground, bus
-        self.outcomes: dict[int, Outcome] = {}
+        self.records: dict[int, Record] = {}
+        self.last: Outcome | None = None
         self.stopped: str | None = None
+        self._gate, self._slots = ground.strategy.admit, ground.strategy.slots
         self._items = _in_turn(order.rows.items)
         self._rng = random.Random(order.seed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -164,7 +165,8 @@ class Run:
         self._tasks.pop(outcome.index, None)
         self._prompts.pop(outcome.index, None)
         self._sent.discard(outcome.index)
-        self.outcomes[outcome.index] = outcome
+        self.records[outcome.index] = record(outcome)
+        self.last = outcome
         self.bus.emit(Finished(outcome))
         self._make_room()
 
@@ -175,19 +177,16 @@ class Run:
 
     @property
     def _waiting(self) -> int:
-        gate = self.ground.strategy.admit
-        return self._unborn + (0 if gate is None else gate.waiting)
+        return self._unborn + (0 if self._gate is None else self._gate.waiting)
 
     @property
     def _ahead(self) -> int:
         """Rows to have standing in line, so that a freed slot never waits for the feeder."""
-        slots = self.ground.strategy.slots
-        return LIVE_ROWS if slots is None else max(16, slots.limit)
+        return LIVE_ROWS if self._slots is None else max(16, self._slots.limit)
 
     @property
     def _most_alive(self) -> int:
-        slots = self.ground.strategy.slots
-        return LIVE_ROWS if slots is None else max(LIVE_ROWS, 4 * slots.limit)
+        return LIVE_ROWS if self._slots is None else max(LIVE_ROWS, 4 * self._slots.limit)
 
     def _make_room(self) -> None:
         # Half empty before it is filled again: the feeder wakes once for many rows.
@@ -218,11 +217,11 @@ class Run:
         if self.stopped is None:
             reason = f"{type(error).__name__}: {error}"
             say(f"llmlab: the job stops early, rows already answered are kept. {reason}")
-            self.stop(f"not sent: the job stopped at row {len(self.outcomes)}. {reason}", drain=True)
+            self.stop(f"not sent: the job stopped at row {len(self.records)}. {reason}", drain=True)
 
     async def _write_off(self) -> None:
         """Mark the rows that were never taken."""
-        index = len(self.outcomes)
+        index = len(self.records)
         async for item in self._items:
             self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
             index += 1
@@ -325,23 +324,22 @@ class Job(Generic[T]):
         return self._task is not None and self._task.done()
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        """The rows settled so far, in input order."""
-        return [] if self._run is None else [each for _, each in sorted(self._run.outcomes.items())]
+    def last(self) -> Outcome | None:
+        """The outcome of the row settled last, with the whole Reply; the frame has those before."""
+        return None if self._run is None else self._run.last
 
     @property
     def frame(self) -> Frame:
         """The rows settled so far, in input order, with the input's index; see `llmlab.frame.COLUMNS`."""
-        return self._order.rows.frame(self.outcomes)
+        return self._order.rows.frame({} if self._run is None else self._run.records)
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
-        """Outcomes as they come, in the order in which rows are settled."""
+        """Outcomes as they come, in the order in which rows are settled, from the first time it is asked for one."""
         return self._as_settled()
 
     async def _as_settled(self) -> AsyncIterator[Outcome]:
         queue: asyncio.Queue[Outcome | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        past = self.outcomes
 
         def put(item: Outcome | None) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, item)
@@ -350,8 +348,6 @@ class Job(Generic[T]):
         waiting = asyncio.ensure_future(self._wait())
         waiting.add_done_callback(lambda _: put(None))
         try:
-            for outcome in past:
-                yield outcome
             while (outcome := await queue.get()) is not None:  # type: ignore[assignment]
                 yield outcome
             waiting.result()

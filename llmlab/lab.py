@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeAlias
 import httpx
 import pandas as pd
 
+from llmlab.errors import LLMError
 from llmlab.frame import OVERRIDES, Rows, read_rows
 from llmlab.job import Ground, Job, Order
 from llmlab.loops import Home
@@ -259,10 +260,11 @@ def _frame(job: Job[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _only_reply(job: Job[Reply]) -> Reply:
-    (outcome,) = job.outcomes
-    if outcome.reply is not None:
-        return outcome.reply
-    raise outcome.error or RuntimeError("the row has neither a reply nor an error")
+    outcome = job.last
+    assert outcome is not None  # noqa: S101  a job of one row has settled it
+    if outcome.reply is None:
+        raise outcome.error or LLMError("the row has neither a reply nor an error")
+    return outcome.reply
 
 
 def _tell_once() -> None:

@@ -79,6 +79,9 @@ def is_missing(value: object) -> bool:
         return type(value).__name__ == "NAType"
 
 
+_NOTHING: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One request, complete but for the provider: messages and sampling parameters."""
@@ -120,7 +123,7 @@ class Prompt:
             messages = (Message("system", system), *messages)
         if temperature is not None or max_tokens is not None or model is not None:
             _check(model, temperature, max_tokens)
-        return cls(messages, model, temperature, max_tokens, extra or {})
+        return cls(messages, model, temperature, max_tokens, extra or _NOTHING)
 
     @property
     def text(self) -> str:

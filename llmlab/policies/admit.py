@@ -142,7 +142,12 @@ class Admit:
             head.granted.set_result(None)
 
     def _wait(self, now: float, cost: Cost) -> float:
-        return max((rule.wait(now, cost) for rule in self.rules), default=0.0)
+        longest = 0.0
+        for rule in self.rules:
+            wait = rule.wait(now, cost)
+            if wait > longest:
+                longest = wait
+        return longest
 
     def _take(self, now: float, cost: Cost) -> None:
         for rule in self.rules:

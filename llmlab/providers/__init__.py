@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import httpx
 
 from llmlab.prices import Price
-from llmlab.providers.http import Provider, Secret
+from llmlab.providers.endpoint import Provider, Secret
 from llmlab.providers.openai import OpenAI
 from llmlab.providers.presets import PRESETS, Preset
 from llmlab.sim.transport import Simulator

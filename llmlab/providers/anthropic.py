@@ -214,14 +214,15 @@ def _step(kind: object, data: JSON, draft: Draft) -> str:
             draft.open_calls[_index(data)] = (draft.tool_calls[-1], [])
         return text
     elif kind == "content_block_stop":
-        _settle(draft)
+        _settle(draft, _index(data))
     elif kind == "message_delta":
         _note(data, draft)
         if reason := _finish(_object(data, "delta").get("stop_reason")):
             draft.finish_reason = reason
             draft.complete = True
     elif kind == "message_stop":
-        _settle(draft)
+        for index in tuple(draft.open_calls):
+            _settle(draft, index)
         draft.complete = draft.ended = True
     return ""
 
@@ -232,15 +233,14 @@ def _finish(reason: object) -> str | None:
     return FINISH.get(reason, "other") if isinstance(reason, str) else "other"
 
 
-def _settle(draft: Draft) -> None:
-    """Parse the input of the tool calls that have come; cut-off JSON stays text, so that nothing is lost."""
-    for call, pieces in draft.open_calls.values():
-        if text := "".join(pieces):
-            try:
-                call["input"] = orjson.loads(text)
-            except orjson.JSONDecodeError:
-                call["input"] = text
-    draft.open_calls.clear()
+def _settle(draft: Draft, index: int) -> None:
+    """Parse the input of a tool call that has come; cut-off JSON stays text, so that nothing is lost."""
+    call, pieces = draft.open_calls.pop(index, ({}, []))
+    if text := "".join(pieces):
+        try:
+            call["input"] = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            call["input"] = text
 
 
 def _note(message: JSON, draft: Draft) -> None:

@@ -119,6 +119,8 @@ def unpack(body: bytes | str) -> object:
     Raises:
         BadPayload: It is none; the message shows how it begins.
     """
+    if isinstance(body, bytes):
+        body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -224,7 +224,7 @@ def _collect(calls: object, draft: Draft) -> None:
             continue
         function = fragment.get("function")
         function = function if isinstance(function, dict) else {}
-        place = _place(fragment, draft)
+        place = _place(fragment, draft, named=bool(function.get("name")))
         if place not in draft.open_calls:
             call = {key: value for key, value in fragment.items() if key != "index"}
             call["function"] = {**function, "arguments": ""}
@@ -233,12 +233,13 @@ def _collect(calls: object, draft: Draft) -> None:
         draft.open_calls[place][1].append(_string(function.get("arguments")))
 
 
-def _place(fragment: JSON, draft: Draft) -> int:
+def _place(fragment: JSON, draft: Draft, *, named: bool) -> int:
     """Where a fragment belongs. Gemini sends whole calls without index, or all at 0 with their own ids."""
     new = -1 - len(draft.open_calls)
     place = fragment.get("index")
     if type(place) is not int:
-        return new if fragment.get("id") or not draft.open_calls else next(reversed(draft.open_calls))
+        begins = named or fragment.get("id") or not draft.open_calls
+        return new if begins else next(reversed(draft.open_calls))
     known = draft.open_calls.get(place)
     same = known is None or not fragment.get("id") or known[0].get("id") in (None, "", fragment["id"])
     return place if same else new

@@ -13,6 +13,7 @@ from llmlab.errors import BadPayload
 
 BOM = b"\xef\xbb\xbf"
 DONE = "[DONE]"
+_LF = ord("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Splitter:
             self._idle
             and chunk[:6] == b"data: "
             and chunk.find(b"\n") == size - 2
-            and chunk[-1] == 10  # LF
+            and chunk[-1] == _LF
             and chunk.find(b"\r") < 0
             and 8 < size <= self._limit  # noqa: PLR2004  `data: ` and two newlines
         ):

@@ -150,8 +150,8 @@ _UNSUPPORTED = re.compile(
     r"|unknown name \"|property '[^']+' is unsupported"
 )
 _PARAM = re.compile(
-    r"^([\w.]+): Extra inputs|^[`']([\w.]+)[`']"
-    r"|(?:parameter|value|argument supplied|property|unknown name)s?:? ['\"`]?([\w.]+)",
+    r"^([\w.]+): Extra inputs|^[`']([\w.]+)[`']|argument supplied: ([\w.]+)"
+    r"|(?:parameter|value|property|unknown name)s?:? ['\"`]([\w.]+)",
     re.IGNORECASE,
 )
 _WRONG_PATH = re.compile(r"(?:404 page |file |resource )?not found\.?|invalid url .*|", re.DOTALL)
@@ -249,7 +249,7 @@ def _never_fits(text: str) -> bool:
     figures = _FIGURES.search(text)
     if not figures:
         return False
-    limit, requested = (int(number.replace(",", "") or 0) for number in figures.groups())
+    limit, requested = (int(number.replace(",", "")) for number in figures.groups())
     return requested > limit
 
 

@@ -15,8 +15,8 @@ NO_SAMPLING = "2026-10-21"
 SAMPLING = ("temperature", "top_p", "top_k")
 
 _KNOWN = frozenset(
-    "model max_tokens messages system stop_sequences stream metadata service_tier speed inference_geo cache_control "
-    "thinking output_config tools tool_choice container context_management mcp_servers".split()
+    "model max_tokens messages system stop_sequences stream metadata service_tier speed inference_geo "  # noqa: SIM905  a list takes a line each
+    "cache_control thinking output_config tools tool_choice container context_management mcp_servers".split()
 )
 
 
@@ -133,23 +133,22 @@ def _content(where: str, content: Any, texts: list[str]) -> int:
         return 0
     if not isinstance(content, list):
         raise Refusal("bad_request", f"{where}: Input should be a valid string or list of blocks")
-    others = 0
-    for index, block in enumerate(content):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if not isinstance(kind, str) or kind in ("image_url", "input_audio"):
-            raise Refusal(
-                "bad_request",
-                f"{where}.{index}: Input tag '{kind}' found using 'type' does not match any of the expected tags",
-            )
-        if kind == "text":
-            if not isinstance(block.get("text"), str):
-                raise Refusal("bad_request", f"{where}.{index}.text.text: Field required")
-            if not block["text"]:
-                raise Refusal("bad_request", "messages: text content blocks must be non-empty")
-            texts.append(block["text"])
-        else:
-            others += 1
-    return others
+    return sum(_block(f"{where}.{index}", block, texts) for index, block in enumerate(content))
+
+
+def _block(where: str, block: Any, texts: list[str]) -> int:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(kind, str) or kind in ("image_url", "input_audio"):
+        text = f"Input tag '{kind}' found using 'type' does not match any of the expected tags"
+        raise Refusal("bad_request", f"{where}: {text}")
+    if kind != "text":
+        return 1
+    if not isinstance(block.get("text"), str):
+        raise Refusal("bad_request", f"{where}.text.text: Field required")
+    if not block["text"]:
+        raise Refusal("bad_request", "messages: text content blocks must be non-empty")
+    texts.append(block["text"])
+    return 0
 
 
 def _stop(stop: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Formats: `research/providers.md` sections B.3 to B.6; the texts of the errors are Anthropic's own.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,7 +49,7 @@ ERRORS: dict[str, tuple[int, str, str]] = {
     "too_large_429": (
         429,
         "rate_limit_error",
-        "Request too large: Limit {limit}, Requested {asked} input tokens per minute. The prompt must be reduced.",
+        "Request too large: Limit {limit}, Requested {asked} tokens per minute. The prompt must be reduced.",
     ),
     "quota": (429, "rate_limit_error", "You have reached your organization's monthly spend limit."),
     "server_error": (500, "api_error", "Internal server error"),
@@ -56,7 +57,14 @@ ERRORS: dict[str, tuple[int, str, str]] = {
     "overloaded": (529, "overloaded_error", "Overloaded"),
     "gateway_timeout": (504, "timeout_error", "Request timed out"),
 }
-_FACTS = {"unit": "requests", "limit": 50, "asked": 1, "param": "logit_bias", "model": "the-model"}
+_EXAMPLES: dict[str, JSON] = {
+    "unsupported_param": {"param": "logit_bias"},
+    "context_too_long": {"limit": 200_000, "used": 210_000},
+    "not_found": {"model": "the-model"},
+    "rate_limited": {"bucket": "requests", "limit": 50},
+    "too_large_429": {"limit": 30_000, "asked": 31_538},
+}
+"""Facts of a refusal that comes from a drawn fault, not from a limit."""
 _DETAILS = {"quota": "enforced_spend_limit_reached", "slow_down": "ramp_limit_exceeded"}
 
 
@@ -129,26 +137,38 @@ def _blocks(answer: Answer, quirk: str) -> list[Event]:
     thought = len(answer.reasoning)
     if thought:
         block = {"type": "thinking", "thinking": "", "signature": ""}
-        events += _block(0, 0, block, "thinking", answer.reasoning, quirk)
         signed = {"type": "signature_delta", "signature": _SIGNATURE}
-        events.insert(-1, _event(thought, "content_block_delta", index=0, delta=signed))
+        start, *deltas, stop = _block(block, "thinking", answer.reasoning, quirk)
+        events += [start, *deltas, _event(thought, "content_block_delta", delta=signed), stop]
     if pieces := answer.choices[0].pieces:
-        events += _block(int(thought > 0), thought, {"type": "text", "text": ""}, "text", pieces, quirk)
-    return events
+        text = _block({"type": "text", "text": ""}, "text", pieces, quirk)
+        events += [replace(event, after=event.after + thought) for event in text]
+    return _numbered(events)
 
 
-def _block(
-    index: int, before: int, block: JSON, field: str, pieces: tuple[str, ...], quirk: str
-) -> list[Event]:
-    events = [_event(before, "content_block_start", index=index, content_block=block), _event(before, "ping")]
-    for step, piece in enumerate(pieces, before + 1):
+def _block(block: JSON, field: str, pieces: tuple[str, ...], quirk: str) -> list[Event]:
+    events = [_event(0, "content_block_start", content_block=block), _event(0, "ping")]
+    for step, piece in enumerate(pieces, 1):
         delta = {"type": f"{field}_delta", field: piece}
-        events.append(_event(step, "content_block_delta", index=index, delta=delta))
+        events.append(_event(step, "content_block_delta", delta=delta))
         if quirk == "pings":
             events.append(_event(step, "ping"))
         elif quirk == "unknown_events":
-            events.append(_event(step, "content_block_rumour", index=index, delta={"type": "rumour_delta"}))
-    return [*events, _event(before + len(pieces), "content_block_stop", index=index)]
+            events.append(_event(step, "content_block_rumour", delta={"type": "rumour_delta"}))
+    return [*events, _event(len(pieces), "content_block_stop")]
+
+
+def _numbered(events: list[Event]) -> list[Event]:
+    """Give each event of a block the block's index, in the place where Anthropic has it."""
+    numbered, index = [], 0
+    for event in events:
+        if event.name == "ping":
+            numbered.append(event)
+            continue
+        data = {"type": event.name, "index": index} | event.data
+        numbered.append(replace(event, data=data))
+        index += event.name == "content_block_stop"
+    return numbered
 
 
 def _stop_event(answer: Answer, quirk: str) -> Event:
@@ -163,18 +183,10 @@ def _stop_event(answer: Answer, quirk: str) -> Event:
 def error(refusal: Refusal, request_id: str) -> tuple[int, JSON]:
     """Write an error as status and body."""
     status, kind, text = ERRORS[refusal.kind]
-    again = (
-        f" Please try again in {refusal.wait:.3g}s."
-        if refusal.wait is not None and refusal.hint == "text"
-        else ""
-    )
-    facts: JSON = _FACTS | {"again": again}
-    if refusal.kind == "context_too_long":
-        facts |= {"limit": 200_000, "used": 210_000}
-    if refusal.kind == "too_large_429":
-        facts |= {"limit": 30_000, "asked": 31_538}
-    facts |= refusal.facts
-    facts["unit"] = str(facts.get("bucket", facts["unit"])).replace("-", " ")
+    facts = _EXAMPLES.get(refusal.kind, {}) | refusal.facts
+    facts["unit"] = str(facts.get("bucket", "")).replace("-", " ")
+    told = refusal.wait is not None and refusal.hint == "text"
+    facts["again"] = f" Please try again in {refusal.wait:.3g}s." if told else ""
     message = text.format_map(facts) if refusal.message is None else refusal.message
     code = refusal.code or _DETAILS.get(refusal.kind)
     body = {"type": kind, "message": message, "details": {"error_code": code} if code else None}
@@ -195,7 +207,7 @@ def ids(stamp: Stamp, elapsed: float) -> dict[str, str]:  # noqa: ARG001  the ot
 
 
 def hints(refusal: Refusal, now: float) -> dict[str, str]:  # noqa: ARG001  the other dialect knows dates
-    """Give the headers by which a refusal asks to wait: whole seconds, whatever the hint, as Anthropic does."""
+    """Give the headers by which a refusal asks to wait: always whole seconds."""
     headers = {"x-should-retry": "true"} if refusal.kind in ("overloaded", "rate_limited") else {}
     if refusal.wait is None or refusal.hint in ("text", "none"):
         return headers
@@ -203,8 +215,8 @@ def hints(refusal: Refusal, now: float) -> dict[str, str]:  # noqa: ARG001  the 
 
 
 def costs(ask: Ask, input_tokens: int) -> dict[str, int]:  # noqa: ARG001  the other dialect charges max_tokens
-    """Charge the input when a request is let in; output is charged as it was, afterwards. One token must be left."""
-    return {"requests": 1, "input-tokens": input_tokens, "output-tokens": 1}
+    """Charge the input as a request is let in; output is charged as it is written, and may be overdrawn."""
+    return {"requests": 1, "input-tokens": input_tokens, "output-tokens": 0}
 
 
 def levels(levels: dict[str, Level], now: float) -> dict[str, str]:

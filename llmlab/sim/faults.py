@@ -1,8 +1,8 @@
 """What goes wrong, as data: per request, drawn from the seed, or for a window of time.
 
-A request's own fault depends on the seed, its body and how often that body has been seen, never on the order of
-arrival: the same rows meet the same faults at every concurrency and under every strategy. A retry is the body seen once
-more, so it draws afresh. Windows (`Outage`, `Burst`) depend on the time since the simulator's first request.
+A request's own fault depends on the seed, its body and how often that body has been seen, never on the order
+of arrival: the same rows meet the same faults at every concurrency and under every strategy. A retry is the
+body seen once more, so it draws afresh. Windows (`Outage`, `Burst`) go by the time since the first request.
 """
 
 import bisect
@@ -157,16 +157,16 @@ class Faults:
 
     def __or__(self, other: "Faults") -> "Faults":
         """Join two: rates add up, windows follow one another, waiting times are those of the right one."""
-        names = self.rates.keys() | other.rates.keys()
-        rates = {name: self.rates.get(name, 0.0) + other.rates.get(name, 0.0) for name in sorted(names)}
+        names = {**self.rates, **other.rates}  # in this order: joining a window must change no other draw
+        rates = {name: self.rates.get(name, 0.0) + other.rates.get(name, 0.0) for name in names}
         return replace(other, rates=rates, windows=self.windows + other.windows)
 
     @classmethod
     def parse(cls, text: str) -> "Faults":
         """Read the command line's form: items joined by commas.
 
-        `none`; `mixed:0.1`; `quirks:0.2`; `KIND:RATE` (`cut:0.05`); `outage:START+SECONDS`, with `@KIND` behind it if
-        need be; `storm:START+SECONDS` (of 429s); `burst:GOOD/BAD` (mean seconds), again with `@KIND`;
+        `none`; `mixed:0.1`; `quirks:0.2`; `KIND:RATE` (`cut:0.05`); `outage:START+SECONDS`, with `@KIND`
+        behind it if need be; `storm:START+SECONDS` (of 429s); `burst:GOOD/BAD` (mean seconds), `@KIND`;
         `retry_after:SECONDS` and `stall_for:SECONDS` set the fields `retry_after` and `stall`.
 
         Raises:

@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias
 Family: TypeAlias = Literal["refusal", "break", "body", "slow", "answer", "quirk"]
 
 HINTS = ("header", "float", "date", "ms", "text", "none")
-"""How a 429 tells when to come back: Retry-After in whole seconds, in fractions, as a date, as `retry-after-ms`, in its
-text only, not at all."""
+"""How a 429 tells when to come back: Retry-After in whole seconds, in fractions, as a date, as
+`retry-after-ms`, in its text only, not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +17,12 @@ class Kind:
     name: str
     """The name used in `Faults` and in the statistics."""
     family: Family
-    """What it does: refusal (an error answer), break (the connection ends), body (200 without an answer), slow,
-    answer (a poor one), quirk (an unusual shape)."""
+    """What it does: refusal (an error answer), break (the connection ends), body (200 without an answer),
+    slow, answer (a poor one), quirk (an unusual shape)."""
     about: str
     """What the client sees."""
     recoverable: bool = True
-    """Whether the same request, sent again, can succeed. Quirks, slow and poor answers want no retry: False."""
+    """Whether the same request, sent again, can succeed. Quirks, slow and poor answers want no retry."""
     error: str = ""
     """The error of both dialects' tables that it answers with."""
     hint: str = "header"

@@ -11,11 +11,11 @@ from llmlab.sim.wire import Ask, Headers, Refusal
 from llmlab.types import JSON
 
 _KNOWN = frozenset(
-    "model messages audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens "
-    "metadata modalities moderation n parallel_tool_calls prediction presence_penalty prompt_cache_key "
-    "prompt_cache_options prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier "
-    "stop store stream stream_options temperature tool_choice tools top_logprobs top_p user verbosity "
-    "web_search_options".split()
+    "model messages audio frequency_penalty function_call functions logit_bias logprobs "  # noqa: SIM905  a list takes a line each
+    "max_completion_tokens max_tokens metadata modalities moderation n parallel_tool_calls prediction "
+    "presence_penalty prompt_cache_key prompt_cache_options prompt_cache_retention reasoning_effort "
+    "response_format safety_identifier seed service_tier stop store stream stream_options temperature "
+    "tool_choice tools top_logprobs top_p user verbosity web_search_options".split()
 )
 _ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 
@@ -104,9 +104,8 @@ def _message(where: str, message: Any, texts: list[str]) -> int:
     if content is None and role == "assistant":
         return 0
     if not isinstance(content, list):
-        kind = "null" if content is None else "an object"
-        message = f"Invalid type for '{where}.content': expected one of a string or array of objects, but got {kind} instead."
-        raise _invalid(f"{where}.content", message, "invalid_type")
+        text = f"Invalid type for '{where}.content': expected one of a string or array of objects."
+        raise _invalid(f"{where}.content", text, "invalid_type")
     return sum(_part(f"{where}.content[{index}]", part, role, texts) for index, part in enumerate(content))
 
 
@@ -128,7 +127,8 @@ def _most(data: JSON, *, thinks: bool) -> int | None:
         message = "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."
         raise _invalid("max_tokens", message, "invalid_parameter_combination")
     if old is not None and thinks:
-        message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        message = "Unsupported parameter: 'max_tokens' is not supported with this model."
+        message += " Use 'max_completion_tokens' instead."
         raise Refusal("unsupported_param", message, param="max_tokens")
     name, most = ("max_tokens", old) if new is None else ("max_completion_tokens", new)
     if most is not None:
@@ -139,12 +139,16 @@ def _most(data: JSON, *, thinks: bool) -> int | None:
 def _whole(name: str, value: Any, low: int, high: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _invalid(name, f"Invalid type for '{name}': expected an integer.", "invalid_type")
+    _range("integer", name, value, low, high)
+
+
+def _range(kind: str, name: str, value: float, low: int, high: int | None) -> None:
     if value < low:
-        message = f"Invalid '{name}': integer below minimum value. Expected a value >= {low}, but got {value} instead."
-        raise _invalid(name, message, "integer_below_min_value")
+        text = f"Invalid '{name}': {kind} below minimum value. Expected a value >= {low}, but got {value}."
+        raise _invalid(name, text, f"{kind}_below_min_value")
     if high is not None and value > high:
-        message = f"Invalid '{name}': integer above maximum value. Expected a value <= {high}, but got {value} instead."
-        raise _invalid(name, message, "integer_above_max_value")
+        text = f"Invalid '{name}': {kind} above maximum value. Expected a value <= {high}, but got {value}."
+        raise _invalid(name, text, f"{kind}_above_max_value")
 
 
 def _numbers(data: JSON, *, thinks: bool) -> int:
@@ -158,7 +162,8 @@ def _numbers(data: JSON, *, thinks: bool) -> int:
         if (value := data.get(name)) is not None:
             _number(name, value, low, high)
     if thinks and data.get("temperature", 1) not in (None, 1):
-        message = "Unsupported value: 'temperature' does not support {} with this model. Only the default (1) value is supported."
+        message = "Unsupported value: 'temperature' does not support {} with this model."
+        message += " Only the default (1) value is supported."
         raise Refusal(
             "unsupported_param",
             message.format(data["temperature"]),
@@ -173,12 +178,7 @@ def _numbers(data: JSON, *, thinks: bool) -> int:
 def _number(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _invalid(name, f"Invalid type for '{name}': expected a decimal.", "invalid_type")
-    if value > high:
-        message = f"Invalid '{name}': decimal above maximum value. Expected a value <= {high}, but got {value} instead."
-        raise _invalid(name, message, "decimal_above_max_value")
-    if value < low:
-        message = f"Invalid '{name}': decimal below minimum value. Expected a value >= {low}, but got {value} instead."
-        raise _invalid(name, message, "decimal_below_min_value")
+    _range("decimal", name, value, low, high)
 
 
 def _stop(stop: Any) -> tuple[str, ...]:
@@ -190,8 +190,9 @@ def _stop(stop: Any) -> tuple[str, ...]:
             "stop", "Invalid type for 'stop': expected a string or an array of strings.", "invalid_type"
         )
     if len(words) > 4:  # noqa: PLR2004  the API's own limit
-        message = f"Invalid 'stop': array too long. Expected an array with maximum length 4, but got {len(words)} instead."
-        raise _invalid("stop", message, "array_above_max_length")
+        text = "Invalid 'stop': array too long. Expected an array with maximum length 4,"
+        text += f" but got an array with length {len(words)} instead."
+        raise _invalid("stop", text, "array_above_max_length")
     return tuple(words)
 
 
@@ -203,7 +204,8 @@ def _format(data: JSON, text: str) -> JSON | None:
         return None
     if kind == "json_object":
         if "json" not in text.lower():
-            message = "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
+            message = "'messages' must contain the word 'json' in some form,"
+            message += " to use 'response_format' of type 'json_object'."
             raise _invalid("messages", message)
         return {}
     if kind != "json_schema":

@@ -1,12 +1,12 @@
 """How the simulated provider spends time: a batch server as processor sharing, and token buckets.
 
-All requests in the batch share one machine. The engine counts *work* in seconds of a machine with a single request,
-on a clock V that runs slower the more requests are active:
+All requests in the batch share one machine. The engine counts *work* in seconds of a machine with a single
+request, on a clock V that runs slower the more requests are active:
 
     dV/dt = itl / (itl + load * (active - 1))
 
-so a request that sat down at V0 has its token due when V = V0 + work, whatever comes and goes meanwhile. That is
-exact, costs O(log n) per event and needs one timer. Beyond the slots requests wait first come, first served.
+so a request that sat down at V0 has its token due when V = V0 + work, whatever comes and goes meanwhile. That
+is exact, costs O(log n) per event and needs one timer. Beyond the slots requests wait in line.
 Only the running loop's clock is read, so all of it runs in virtual time.
 """
 
@@ -188,7 +188,7 @@ class Engine:
         self._arm()
 
     def _arm(self) -> None:
-        """Set the timer for the earliest token; one that is set too early may stay, it re-arms as it fires."""
+        """Set the timer for the earliest token; one set too early may stay, it re-arms as it fires."""
         while self._due and self._due[0][2].done():
             heapq.heappop(self._due)
         if not self._due:

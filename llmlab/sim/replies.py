@@ -1,8 +1,8 @@
 """What the simulated model says: plausible English, the same for the same seed and prompt.
 
-One rule counts the tokens of prompts and answers and cuts the answers into the pieces in which they are streamed:
-a token is up to six letters or digits with the blank before them, or one other character. That is about four
-characters of English per token, one per CJK character, and joining the pieces gives back the text.
+One rule counts the tokens of prompts and answers and cuts the answers into the pieces in which they are
+streamed: a token is up to six letters or digits with the blank before them, or one other character. That is
+about four characters of English per token, one per CJK character, and joining the pieces gives back the text.
 """
 
 import random
@@ -130,13 +130,15 @@ def _sentences(rng: random.Random, prompt: str, length: int) -> str:
     """Write whole sentences until there are about `length` tokens."""
     topic = max(_WORD.findall(prompt[-400:]), key=len, default="it")
     said: list[str] = []
-    size = 0
-    while size < length:
-        sentence = f"{rng.choice(_OPENERS)}{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}{rng.choice(_TAILS)}."
-        sentence = sentence.replace("{topic}", topic)
+    left = length
+    while True:
+        said_by = f"{rng.choice(_OPENERS)}{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)}"
+        sentence = f"{said_by} {rng.choice(_OBJECTS)}{rng.choice(_TAILS)}.".replace("{topic}", topic)
+        size = len(tokens(sentence))
+        if said and left < size / 2:
+            return " ".join(said)
         said.append(sentence[0].upper() + sentence[1:])
-        size += len(sentence) // 5 + 2
-    return " ".join(said)
+        left -= size
 
 
 def _cut(pieces: list[str], left: int | None, stop: tuple[str, ...]) -> Choice:

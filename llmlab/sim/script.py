@@ -1,4 +1,4 @@
-"""An answer's body as a script: pieces of bytes, each with the decoding step that must be done first, and an ending.
+"""An answer's body as a script: pieces of bytes, each with the decoding step that comes first, and an ending.
 
 Here the events of either dialect become bytes, in the shape of a quirk if there is one, and here a body is
 broken off.
@@ -136,7 +136,7 @@ def _encode(event: Event, quirk: str) -> bytes:
 
 
 def _shape(pieces: list[Piece], quirk: str) -> tuple[Piece, ...]:
-    """Join what goes at the same moment, as a real server's buffers do; then do to the bytes what a quirk does."""
+    """Join what goes at the same moment, as a server's buffers do; then do to the bytes what a quirk does."""
     joined = [
         (after, b"".join(data for _, data in group))
         for after, group in groupby(pieces, lambda piece: piece[0])

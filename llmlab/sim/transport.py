@@ -1,7 +1,7 @@
-"""The simulated provider as an httpx transport: in process, no socket, in virtual time if the loop is virtual.
+"""The simulated provider as an httpx transport: in process, no socket, virtual time on a virtual loop.
 
-What a real transport would raise is raised here: `ReadError` for a reset, `RemoteProtocolError` for a connection
-closed early, `ReadTimeout` when no byte comes for as long as the request's read timeout says.
+What a real transport would raise is raised here: `ReadError` for a reset, `RemoteProtocolError` for a
+connection closed early, `ReadTimeout` when no byte comes for as long as the request's read timeout says.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ import httpx
 
 from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Physics
+from llmlab.sim.script import Body
 from llmlab.sim.wire import Ask, Broken
-from llmlab.sim.world import Body, World
+from llmlab.sim.world import World
 from llmlab.types import JSON
 
 _ENDINGS: dict[tuple[str, bool], tuple[type[httpx.TransportError], str]] = {
@@ -30,14 +31,15 @@ _ENDINGS: dict[tuple[str, bool], tuple[type[httpx.TransportError], str]] = {
 class Simulator(httpx.AsyncBaseTransport):
     """A provider that answers in both dialects and misbehaves on request.
 
-    Serves any host; what counts is the path's end: `/chat/completions`, `/messages`, `/messages/count_tokens`, `/models`.
+    Serves any host; what counts is the path's end: `/chat/completions`, `/messages`, `/models`,
+    `/messages/count_tokens`.
 
     Args:
         seed: Decides all answers, faults and delays.
         physics: Speed, capacity and rate limits. None: a decent hosted API without limits.
         faults: What goes wrong. None: nothing.
         keys: Keys that are let in. None: any, or no key at all.
-        models: Models that exist. None: any name is answered, `sim-small`, `sim-large`, `sim-reasoning` are listed.
+        models: Models that exist. None: any name, and `llmlab.sim.world.MODELS` are listed.
         say: What to answer, instead of made-up English; `max_tokens` and stop texts still cut it.
     """
 
@@ -56,10 +58,10 @@ class Simulator(httpx.AsyncBaseTransport):
     @property
     def requests(self) -> int:
         """Completions asked for since the simulator was made, refused and broken ones included."""
-        return self.world.requests
+        return self.world.tally.received
 
     def stats(self) -> JSON:
-        """Give the provider's own counts; see `llmlab.sim.world.World.stats`."""
+        """Give the provider's own counts; see `llmlab.sim.tally.Tally`."""
         return self.world.stats()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -1,7 +1,7 @@
 """What the simulator's parts say to each other, in neither dialect.
 
-A dialect reads a request into an `Ask` and writes an `Answer` as a plain body or as `Event`s; what goes wrong on
-purpose or by the rules is a `Refusal` (an error answer) or `Broken` (the connection's own end).
+A dialect reads a request into an `Ask` and writes an `Answer` as a plain body or as `Event`s; what goes wrong
+on purpose or by the rules is a `Refusal` (an error answer) or `Broken` (the connection's own end).
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,13 @@
 """The simulated provider itself, apart from how its bytes travel.
 
-`World.handle` takes a request and gives a `Response`, or raises `Broken` where a real connection would end; the
-httpx transport and the socket server only carry that over. It lives on the loop it is used on: on another loop the
-machine, the buckets and the clock of the faults start afresh, while the counts go on.
+`World.handle` takes a request and gives a `Response`, or raises `Broken` where a real connection would end;
+the httpx transport and the socket server only carry that over. It lives on the loop it is used on: on another
+one the machine, the buckets and the clock of the faults start afresh, while the counts go on.
 """
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from functools import lru_cache
@@ -23,6 +22,7 @@ from llmlab.sim.faults import Faults
 from llmlab.sim.kinds import NONE, Kind
 from llmlab.sim.physics import Allowance, Engine, Full, Physics, Seat
 from llmlab.sim.script import Body, Response, Script, of_body, of_events, whole
+from llmlab.sim.tally import Tally
 from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire
 from llmlab.types import JSON
 
@@ -30,6 +30,7 @@ MODELS = ("sim-small", "sim-large", "sim-reasoning")
 """Models listed where the simulator is not told others; it then answers for any name."""
 
 Say: TypeAlias = Callable[[Ask], str]
+Reach: TypeAlias = Callable[[int], Awaitable[None]]
 
 _JSON = "application/json"
 _SSE = "text/event-stream; charset=utf-8"
@@ -108,31 +109,13 @@ class World:
         self.keys = None if keys is None else frozenset(keys)
         self.models = None if models is None else tuple(models)
         self.say = say
-        self.requests = 0
-        self._in_flight = 0
-        self._most = 0
-        self._statuses: Counter[str] = Counter()
-        self._faults: Counter[str] = Counter()
-        self._tokens = {"input": 0, "output": 0}
+        self.tally = Tally()
         self._seen: dict[bytes, int] = {}
         self._place: _Here | None = None
 
     def stats(self) -> JSON:
-        """Give the provider's own counts since it was made.
-
-        Returns:
-            received, by_status (with "broken": the connection ended without a status; and "left": the client went
-            before the response), by_fault (kinds met, by name), in_flight, max_in_flight, queued, tokens (input, output).
-        """
-        return {
-            "received": self.requests,
-            "by_status": dict(self._statuses),
-            "by_fault": dict(self._faults),
-            "in_flight": self._in_flight,
-            "max_in_flight": self._most,
-            "queued": self._place.engine.queued if self._place else 0,
-            "tokens": dict(self._tokens),
-        }
+        """Give the provider's own counts since it was made; see `llmlab.sim.tally.Tally`."""
+        return self.tally.table(self._place.engine.queued if self._place else 0)
 
     async def handle(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         """Answer one request.
@@ -149,12 +132,12 @@ class World:
         except Refusal as refusal:
             response = self._refuse(visit, refusal)
         except BaseException as error:
-            self._statuses["broken" if isinstance(error, Broken) else "left"] += 1
+            self.tally.statuses["broken" if isinstance(error, Broken) else "left"] += 1
             self._leave(visit)
             raise
         if isinstance(response.body, bytes):
             self._leave(visit)
-        self._statuses[str(response.status)] += 1
+        self.tally.statuses[str(response.status)] += 1
         return response
 
     def _here(self) -> _Here:
@@ -171,17 +154,13 @@ class World:
         rng = random.Random(int.from_bytes(drawn[:8]))
         now = here.loop.time()
         kind = self.faults.pick(rng, now - here.began, self.seed) or NONE
-        self.requests += 1
-        self._in_flight += 1
-        self._most = max(self._most, self._in_flight)
-        if kind.name:
-            self._faults[kind.name] += 1
+        self.tally.enter(kind.name)
         return _Visit(dialect, here, Stamp(drawn[8:].hex(), int(now + here.offset)), rng, kind, now)
 
     def _leave(self, visit: _Visit) -> None:
         if not visit.left:
             visit.left = True
-            self._in_flight -= 1
+            self.tally.in_flight -= 1
             if visit.seat is not None:
                 visit.seat.leave()
 
@@ -196,7 +175,7 @@ class World:
             seat = visit.seat = await visit.here.engine.sit()
         except Full:
             raise Refusal("overloaded") from None
-        self._tokens["input"] += tokens
+        self.tally.input_tokens += tokens
         if visit.kind.name in ("html_200", "error_200"):
             return await self._no_answer(visit, seat, tokens)
         answer = self._answer(visit, ask)
@@ -274,69 +253,60 @@ class World:
     async def _plain(self, visit: _Visit, seat: Seat, ask: Ask, answer: Answer) -> Response:
         fault = visit.kind.name
         body = orjson.dumps(visit.wire.plain(ask, answer, visit.stamp, fault))
-        first, step = self._pace(visit, answer)
-        await seat.reach(first + step * max(0, answer.steps - 1))
-        self._settle(visit, answer)
+        reach = self._pace(visit, seat, answer)
+        await reach(max(1, answer.steps))
         if not fault:
             return whole(200, self._headers(visit), body, _JSON)
-        script = of_body(body, fault, visit.rng)
-        return self._respond(visit, script, _JSON, self._ending(visit, script))
+        return self._respond(visit, of_body(body, fault, visit.rng), _JSON, reach)
 
     def _stream(self, visit: _Visit, seat: Seat, ask: Ask, answer: Answer) -> Response:
         wire, fault = visit.wire, visit.kind.name
         error = wire.error_event(Refusal("overloaded"), visit.id)
         script = of_events(wire.stream(ask, answer, visit.stamp, fault), fault, visit.rng, error=error)
-        return self._respond(visit, script, _SSE, self._play(visit, seat, script, answer))
+        return self._respond(visit, script, _SSE, self._pace(visit, seat, answer))
 
-    def _pace(self, visit: _Visit, answer: Answer) -> tuple[float, float]:
-        """Seconds of work until the first token, and from token to token."""
+    def _pace(self, visit: _Visit, seat: Seat, answer: Answer) -> Reach:
+        """Give the wait for a decoding step, from 1; its tokens count as written when it is over."""
         step = self.physics.itl
         if visit.kind.name == "slow_drip":
             step = step * 10 or _DRIP
-        return self.physics.first(answer.input_tokens, visit.rng), step
+        first = self.physics.first(answer.input_tokens, visit.rng)
+        written = 0
 
-    def _settle(self, visit: _Visit, answer: Answer) -> None:
-        self._tokens["output"] += answer.output_tokens
-        self._allowance(visit).take({"output-tokens": answer.output_tokens - 1}, visit.now)
+        async def reach(after: int) -> None:
+            nonlocal written
+            await seat.reach(first + step * (after - 1))
+            tokens = answer.output_tokens * after // max(1, answer.steps)
+            self._count(visit, tokens - written)
+            written = tokens
 
-    def _respond(
-        self, visit: _Visit, script: Script, kind: str, chunks: AsyncGenerator[bytes, None]
-    ) -> Response:
+        return reach
+
+    def _count(self, visit: _Visit, tokens: int) -> None:
+        self.tally.output_tokens += tokens
+        self._allowance(visit).take({"output-tokens": tokens}, visit.now)
+
+    def _respond(self, visit: _Visit, script: Script, kind: str, reach: Reach) -> Response:
         headers = self._headers(visit) | {"content-type": kind}
         if script.framing == "length":
             headers["content-length"] = str(script.length)
         if kind == _SSE:
             headers["cache-control"] = "no-cache"
-        return Response(200, headers, Body(chunks, lambda: self._leave(visit)), script.framing)
+        body = Body(self._play(visit, script, reach), lambda: self._leave(visit))
+        return Response(200, headers, body, script.framing)
 
-    async def _play(
-        self, visit: _Visit, seat: Seat, script: Script, answer: Answer
-    ) -> AsyncGenerator[bytes, None]:
+    async def _play(self, visit: _Visit, script: Script, reach: Reach) -> AsyncGenerator[bytes, None]:
         try:
-            first, step = self._pace(visit, answer)
             for after, data in script.pieces:
                 if after:
-                    await seat.reach(first + step * (after - 1))
+                    await reach(after)
                 yield data
-            self._settle(visit, answer)
-            await self._end(script)
+            if script.stalls:
+                await asyncio.sleep(self.faults.stall)
+            if script.ending != "whole":
+                raise Broken(script.ending, begun=True)
         finally:
             self._leave(visit)
-
-    async def _ending(self, visit: _Visit, script: Script) -> AsyncGenerator[bytes, None]:
-        """Play a plain answer, all of which is due."""
-        try:
-            for _, data in script.pieces:
-                yield data
-            await self._end(script)
-        finally:
-            self._leave(visit)
-
-    async def _end(self, script: Script) -> None:
-        if script.stalls:
-            await asyncio.sleep(self.faults.stall)
-        if script.ending != "whole":
-            raise Broken(script.ending, begun=True)
 
     def _refuse(self, visit: _Visit, refusal: Refusal) -> Response:
         status, error = visit.wire.error(refusal, visit.id)
@@ -359,7 +329,7 @@ class World:
         return headers
 
     async def _aside(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
-        """Answer what is no completion: models, token counts, statistics, wrong paths. These meet no fault."""
+        """Answer what is no completion: models, token counts, statistics, wrong paths. No faults here."""
         await asyncio.sleep(self.physics.rtt)
         anthropic = path.endswith("/count_tokens") or headers.get("anthropic-version") is not None
         wire = (_ANTHROPIC if anthropic else _OPENAI).wire

@@ -1,0 +1,218 @@
+"""The endpoint at the bottom of every strategy: one attempt is encoded, sent and read.
+
+Completion is judged by the protocol, not by the connection: a stream that ends without its last word is
+an error, and one whose connection breaks after it is an answer.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+import httpx
+
+from llmlab.call import Call
+from llmlab.errors import AuthFailed, Dropped, LLMError, StreamTruncated
+from llmlab.events import Attempted, Delta
+from llmlab.prices import Prices
+from llmlab.providers.base import Codec, Draft
+from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Sender
+from llmlab.providers.sse import ServerEvent, Splitter
+from llmlab.types import Reply
+from llmlab.version import __version__
+
+DRAIN = 0.1
+"""Seconds for reading a stream to its end after its last word: the connection can then be used again."""
+
+
+class Secret:
+    """A key that shows itself in no repr, log or traceback."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The key itself."""
+        return self._value
+
+    def hide(self, text: str) -> str:
+        """The text with the key blotted out."""
+        return text.replace(self._value, "***")
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+
+@dataclass
+class Provider:
+    """A codec and the sender: the endpoint at the bottom of every strategy."""
+
+    name: str
+    """As in `Lab("name:model")` and the frame's `provider` column."""
+    codec: Codec
+    """The wire format."""
+    model: str
+    """Answers prompts that name no model of their own."""
+    base_url: str
+    """Without the codec's path."""
+    key: Secret | None = None
+    """The API key, if there is one."""
+    key_hint: str = "api_key="
+    """Where the key comes from, for messages."""
+    transport: httpx.AsyncBaseTransport | None = field(default=None, repr=False)
+    """The user's own transport. None: llmlab's own connections."""
+    prices: Prices = field(default_factory=dict, repr=False)
+    """Known prices by model."""
+    sender: Sender = field(init=False, repr=False)
+    """The connections."""
+
+    def __post_init__(self) -> None:
+        url = _url(self.base_url, self.codec.path)
+        headers = {
+            "accept-encoding": "identity",  # a truncated gzip body raises nothing anywhere
+            "content-type": "application/json",
+            "user-agent": f"llmlab/{__version__}",
+        }
+        headers.update(self.codec.headers(self.key.reveal() if self.key else None))
+        self.sender = (
+            AiohttpSender(url, headers) if self.transport is None else HttpxSender(self.transport, url, headers)
+        )
+
+    async def __call__(self, call: Call) -> Reply:
+        """Send one attempt and read its answer."""
+        exchange = _Exchange(self, call)
+        error: LLMError | None = None
+        try:
+            return await exchange.run()
+        except LLMError as failure:
+            error = failure
+            self._explain(failure)
+            raise
+        except asyncio.CancelledError:
+            error = LLMError("the attempt was given up before its answer was complete")
+            raise
+        finally:
+            exchange.report(error)
+
+    def _explain(self, error: LLMError) -> None:
+        if self.key is not None:
+            error.message = self.key.hide(error.message)
+            error.args = (error.message,)
+        if isinstance(error, AuthFailed):
+            error.hint = f"check {self.key_hint}"
+
+
+class _Exchange:
+    """One attempt: its request, its answer as far as it has come, its times (loop seconds)."""
+
+    def __init__(self, provider: Provider, call: Call) -> None:
+        self.provider, self.call, self.codec = provider, call, provider.codec
+        self.loop = asyncio.get_running_loop()
+        self.draft = Draft()
+        self.sent: float | None = None
+        self.first: float | None = None
+
+    async def run(self) -> Reply:
+        call = self.call
+        model = call.prompt.model or self.provider.model
+        body = self.codec.encode(call.prompt, model, stream=call.stream)
+        call.attempts += 1
+        self.sent = self.loop.time()
+        answer = await self.provider.sender.post(body, call.connect_timeout)
+        try:
+            await self._read(answer)
+        finally:
+            await answer.aclose()
+        return self._reply(model, answer.headers, self.sent)
+
+    async def _read(self, answer: Answer) -> None:
+        if not 200 <= answer.status < 300:  # noqa: PLR2004
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            raise self.codec.error(answer.status, headers, await answer.read())
+        if self.call.stream:
+            await self._read_stream(answer.chunks())
+        else:
+            self.codec.decode(await answer.read(), self.draft)
+
+    async def _read_stream(self, chunks: AsyncIterator[bytes]) -> None:
+        head = await _head(chunks)
+        if head.lstrip()[:1] in (b"{", b"[", b"<"):  # one body in answer to a streaming request
+            self.codec.decode(head + b"".join([chunk async for chunk in chunks]), self.draft)
+            self._emit(self.draft.text)
+            return
+        try:
+            await self._read_events(head, chunks)
+        except Dropped:
+            if not self.draft.complete:
+                raise
+        if not self.draft.complete:
+            raise StreamTruncated("the stream ended before the answer was complete", partial=self.draft.text)
+
+    async def _read_events(self, head: bytes, chunks: AsyncIterator[bytes]) -> None:
+        splitter = Splitter()
+        if self._take(splitter.feed(head)):
+            return await _drain(chunks)
+        async for chunk in chunks:
+            if self._take(splitter.feed(chunk)):
+                return await _drain(chunks)
+        self._take(splitter.close())
+        return None
+
+    def _take(self, events: list[ServerEvent]) -> bool:
+        """Read events into the draft; True when the stream has said its last word."""
+        for event in events:
+            thoughts = len(self.draft.reasoning)
+            text = self.codec.delta(event, self.draft)
+            if text or len(self.draft.reasoning) > thoughts:
+                self._emit(text)
+        return self.draft.ended
+
+    def _emit(self, text: str) -> None:
+        if text and self.first is None:
+            self.first = self.loop.time()
+        self.call.emit(Delta(self.call.index, text))
+
+    def _reply(self, model: str, headers: Mapping[str, str], sent: float) -> Reply:
+        price = self.provider.prices.get(model)
+        usage = self.draft.usage
+        return self.draft.reply(
+            provider=self.provider.name,
+            model=model,
+            request_id=headers.get(self.codec.request_id_header),
+            latency_s=self.loop.time() - sent,
+            ttft_s=None if self.first is None else self.first - sent,
+            cost_usd=price.cost(usage) if price is not None and usage is not None else None,
+        )
+
+    def report(self, error: LLMError | None) -> None:
+        """Publish that the attempt has ended, if it was sent."""
+        if self.sent is not None:
+            call, now = self.call, self.loop.time()
+            call.emit(Attempted(call.index, call.attempts, self.sent, now, error, self.draft.usage))
+
+
+async def _head(chunks: AsyncIterator[bytes]) -> bytes:
+    """The first bytes of a body, as many as it takes to meet one that is no space."""
+    head = b""
+    async for chunk in chunks:
+        head += chunk
+        if head.strip():
+            break
+    return head
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    with contextlib.suppress(TimeoutError, LLMError):
+        async with asyncio.timeout(DRAIN):
+            async for _ in chunks:
+                pass
+
+
+def _url(base_url: str, path: str) -> httpx.URL:
+    url = httpx.URL(base_url)
+    base = url.path.rstrip("/")
+    if base.endswith("/v1") and path.startswith("/v1/"):
+        base = base.removesuffix("/v1")  # an Anthropic base URL written the way OpenAI's is
+    return url.copy_with(path=base + path)
