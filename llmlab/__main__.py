@@ -81,7 +81,7 @@ async def _run_demo(prompts: Frame, args: argparse.Namespace) -> tuple[Frame, in
         base = f"{server.base_url}/v1"
         print(f"simulated server on {base}, faults: {args.faults}; {len(prompts)} prompts, {args.concurrency} at once")
         async with Lab("openai:demo", base_url=base, api_key="demo", concurrency=args.concurrency) as lab:
-            return await lab.run_many(prompts.prompt, progress=True), simulator.requests
+            return await lab.run_many(prompts.prompt), simulator.requests
 
 
 @contextlib.asynccontextmanager
@@ -94,8 +94,13 @@ async def _served(simulator: Simulator) -> AsyncIterator[Server]:
 
 
 def _numbers(numbers: "pd.Series[float]") -> str:
-    lines = (f"  {name:<16} {value:>12,.1f}" for name, value in numbers.items())
-    return "\n".join(line.removesuffix(".0") for line in lines)
+    return "\n".join(f"  {name:<16} {_number(value):>12}" for name, value in numbers.items())
+
+
+def _number(value: float) -> str:
+    if pd.isna(value):
+        return "not known"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _write(out: Frame, folder: Path) -> list[Path]:

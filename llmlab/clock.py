@@ -78,11 +78,12 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    stack = task.get_stack()
-    if not stack:
-        return repr(task.get_coro())
-    frame = stack[-1]
-    return f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+    """The coroutines a task waits in, outermost first: its own frame alone says little."""
+    coro, names, line = task.get_coro(), [], 0
+    while (frame := getattr(coro, "cr_frame", None)) is not None:
+        names.append(frame.f_code.co_qualname)
+        line, coro = frame.f_lineno, coro.cr_await  # type: ignore[union-attr]
+    return f"{' > '.join(names)}, line {line}" if names else repr(coro)
 
 
 def run_virtual(main: Callable[[], Awaitable[T]]) -> T:

@@ -30,7 +30,8 @@ rules read the verdict and nothing else. Misuse of llmlab itself is a `TypeError
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeAlias
 
 Phase: TypeAlias = Literal["total", "attempt", "connect", "read", "first_token", "between_tokens"]
 
@@ -129,6 +130,10 @@ class TimedOut(Unreachable):
         if phase == "total":
             self.verdict = self.LAST_WORD
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is copied and pickled by calling its class with `args`, which lack the phase.
+        return partial(type(self), phase=self.phase), self.args, self.__dict__
+
 
 class Refused(LLMError):
     """The provider answered with an error."""
@@ -215,7 +220,7 @@ class Garbled(LLMError):
 class BadPayload(Garbled):
     """A body that is not what the protocol says: HTML, broken JSON, no choices."""
 
-    verdict = Verdict(retry=True, retries=1, breaker=True, fallback=True)
+    verdict = Verdict(retry=True, retries=2, breaker=True, fallback=True)
 
 
 class StreamTruncated(Garbled):

@@ -75,6 +75,7 @@ class Finished:
     """A row is settled."""
 
     outcome: Outcome
+    """What became of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Stopped:
     """The job takes no further rows: an error that no retry can mend, or the user's wish."""
 
     reason: str
+    """Why, for a person."""
 
 
 Event: TypeAlias = Admitted | Attempted | Delta | Retrying | Finished | Stopped
@@ -98,7 +100,7 @@ class Bus:
         """Call `listener` with each event of these types; returns a function that ends it."""
         for kind in kinds:
             self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
-        return lambda: self._drop(listener)
+        return lambda: self._drop(listener, kinds)
 
     def emit(self, event: Event) -> None:
         """Hand out one event."""
@@ -107,8 +109,8 @@ class Bus:
                 listener(event)
             except Exception:
                 _log.exception("llmlab: a listener failed and gets no more events: %r", listener)
-                self._drop(listener)
+                self._drop(listener, tuple(self._listeners))
 
-    def _drop(self, listener: Listener) -> None:
-        for kind, listeners in self._listeners.items():
-            self._listeners[kind] = tuple(each for each in listeners if each is not listener)
+    def _drop(self, listener: Listener, kinds: tuple[type, ...]) -> None:
+        for kind in kinds:
+            self._listeners[kind] = tuple(each for each in self._listeners[kind] if each is not listener)

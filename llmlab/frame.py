@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from llmlab.template import Template, did_you_mean
-from llmlab.types import Outcome, Prompt, is_missing
+from llmlab.types import Message, Outcome, Prompt, is_missing
 
 Frame: TypeAlias = pd.DataFrame
 """What a job's result is, for modules that leave pandas alone."""
@@ -110,9 +110,17 @@ def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
 def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Series[Any]":
     if column.dtype.startswith("datetime64"):
         micros = np.array([value * 1e6 if value else np.nan for value in values], dtype="float64")
-        stamps = np.where(np.isnan(micros), np.iinfo("int64").min, micros).astype("int64")  # the minimum is NaT
+        micros = np.where(np.isnan(micros), np.iinfo("int64").min, micros.round())  # the minimum is NaT
+        stamps = micros.astype("int64")
         return pd.Series(stamps.view("M8[us]"), index=index).dt.tz_localize("UTC")
-    return pd.Series(list(values), index=index, dtype=column.dtype)
+    try:
+        return pd.Series(list(values), index=index, dtype=column.dtype)
+    except UnicodeEncodeError:  # Arrow holds no half of a surrogate pair; one bad text must not cost the frame
+        return pd.Series(list(map(_writable, values)), index=index, dtype=column.dtype)
+
+
+def _writable(text: str | None) -> str | None:
+    return None if text is None else text.encode(errors="backslashreplace").decode()
 
 
 def columns_table() -> str:
@@ -143,7 +151,7 @@ class Rows:
         whole = positions == list(range(self.total or len(positions)))
         index = self.index
         if not whole:
-            index = pd.Index(positions) if index is None else index.take(positions)
+            index = pd.Index(positions, dtype="int64") if index is None else index.take(positions)
         return to_frame([settled[position] for position in positions], index)
 
 
@@ -167,17 +175,18 @@ def read_rows(
     Raises:
         TypeError, ValueError: the input, a row or the template is not usable; names the row.
     """
-    if isinstance(source, str | bytes | Mapping):
+    if isinstance(source, str | bytes | bytearray | Mapping | Message | Prompt):
         raise TypeError(f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)")
+    _refuse_unknown(overrides)
     if isinstance(source, pd.DataFrame):
         return _read_table(source, template, overrides, defaults)
     make = partial(Prompt.of, **defaults) if template is None else _filler(template, defaults)
     if isinstance(source, pd.Series):
-        return _read_sized(source.tolist(), source.index, make)
-    if isinstance(source, Sequence | np.ndarray | pd.Index):
-        return _read_sized(list(source), None, make)
+        return _read_sized(source.tolist(), source.index, make, plain=template is None)
+    if isinstance(source, Collection):
+        return _read_sized(list(source), None, make, plain=template is None)
     if isinstance(source, Iterable):
-        return Rows(_attempted(source, make), None, len(source) if isinstance(source, Collection) else None)
+        return Rows(_attempted(source, make), None, None)
     if isinstance(source, AsyncIterable):
         return Rows(_attempted_async(source, make), None, None)
     raise TypeError(f"run_many takes a Series, DataFrame, list or iterable of prompts, not {type(source).__name__}")
@@ -186,19 +195,34 @@ def read_rows(
 Make: TypeAlias = Callable[[Any], Prompt]
 
 
-def _read_sized(values: list[Any], index: pd.Index | None, make: Make) -> Rows:
+def _read_sized(values: list[Any], index: pd.Index | None, make: Make, *, plain: bool) -> Rows:
+    if plain:
+        _refuse_conversation(values)
     labels = range(len(values)) if index is None else index
     for label, value in zip(labels, values, strict=True):
-        if type(value) is not str:
+        if not plain or type(value) is not str:  # a str is a prompt as it is
             _check(make, value, label)
     return Rows((make(value) for value in values), index, len(values))
+
+
+def _refuse_conversation(values: list[Any]) -> None:
+    if not values or not all(isinstance(value, Message | Mapping) for value in values):
+        return
+    if all(isinstance(value, Message) or "role" in value for value in values):
+        raise TypeError(
+            "each row is a single message, as if this were one conversation; a prompt is a str or a list of "
+            "messages: wrap it, [[{'role': …, 'content': …}, …]], or use lab.run(…)"
+        )
+    raise TypeError("rows that are mappings of columns need template='…{column}…'")
 
 
 def _check(make: Make, value: object, label: object) -> None:
     try:
         make(value)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"row {label!r}: {error}") from None
+        # Not type(error): a subclass, as UnicodeError, may take other arguments.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"row {label!r}: {error}") from None
 
 
 def _attempted(source: Iterable[Any], make: Make) -> Iterator[Item]:
@@ -224,9 +248,10 @@ def _filler(template: str, defaults: Mapping[str, Any]) -> Make:
 
     def make(row: Any) -> Prompt:
         if not isinstance(row, Mapping):
-            raise TypeError(f"with template= a row is a mapping of columns, not {type(row).__name__}")
-        parsed.check(list(map(str, row)))
-        return Prompt.of(parsed.fill(dict(row)), **defaults)
+            raise TypeError(f"template= needs a DataFrame or mappings as rows, not {type(row).__name__}")
+        named = {str(name): value for name, value in row.items()}
+        parsed.check(list(named))
+        return Prompt.of(parsed.fill(named), **defaults)
 
     return make
 
@@ -234,12 +259,12 @@ def _filler(template: str, defaults: Mapping[str, Any]) -> Make:
 def _read_table(
     table: pd.DataFrame, template: str | None, overrides: Collection[str], defaults: Mapping[str, Any]
 ) -> Rows:
-    parsed = _template_of(table, template)
-    parsed.check([str(name) for name in table.columns])
-    _refuse_unknown(overrides)
-    own = [name for name in OVERRIDES if name in overrides and name in table and name not in parsed.columns]
+    known = [str(name) for name in table.columns]
+    parsed = _template_of(known, template)
+    parsed.check(known)
+    own = [name for name in OVERRIDES if name in overrides and name in known and name not in parsed.columns]
     names = [*parsed.columns, *own]
-    columns = [table[name].tolist() for name in names]
+    columns = [_cells(table, known, name) for name in names]
 
     def make(values: tuple[Any, ...]) -> Prompt:
         row = dict(zip(names, values, strict=True))
@@ -257,16 +282,26 @@ def _text(parsed: Template, row: dict[str, Any], template: str | None) -> Any:
     return row["prompt"] if template is None else parsed.fill(row)
 
 
-def _template_of(table: pd.DataFrame, template: str | None) -> Template:
+def _template_of(known: list[str], template: str | None) -> Template:
     if template is not None:
         return Template(template)
-    if "prompt" in table:
+    if "prompt" in known:
         return Template("{prompt}")
-    known = ", ".join(map(repr, table.columns))
-    raise ValueError(f"a DataFrame needs template='…{{column}}…' or a column 'prompt'; it has: {known}")
+    there = ", ".join(map(repr, known)) or "no columns"
+    raise ValueError(f"a DataFrame needs template='…{{column}}…' or a column 'prompt'; it has: {there}")
+
+
+def _cells(table: pd.DataFrame, known: list[str], name: str) -> list[Any]:
+    # By position: a column's label may be a number or a tuple, its name in a template is text.
+    if (count := known.count(name)) > 1:
+        raise ValueError(f"the DataFrame has {count} columns named {name!r}: rename all but one")
+    cells: list[Any] = table.iloc[:, known.index(name)].tolist()
+    return cells
 
 
 def _refuse_unknown(overrides: Collection[str]) -> None:
+    if isinstance(overrides, str) or not isinstance(overrides, Collection):
+        raise TypeError(f"overrides must be a collection of names, as ('model',) or (), not {overrides!r}")
     for name in overrides:
         if name not in OVERRIDES:
             raise ValueError(f"overrides: a row cannot set {name!r}; {did_you_mean(name, OVERRIDES)}")

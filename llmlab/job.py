@@ -65,12 +65,12 @@ class Run:
         self.records: dict[int, Record] = {}
         self.last: Outcome | None = None
         self.stopped: str | None = None
-        self._gate, self._slots = ground.strategy.admit, ground.strategy.slots
+        self._slots = ground.strategy.slots
         self._items = _in_turn(order.rows.items)
         self._rng = random.Random(order.seed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._prompts: dict[int, Prompt] = {}
-        self._unborn = 0  # rows taken that have not yet run to where they would stand in line
+        self._new: set[int] = set()  # rows taken that were never yet admitted
         self._sent: set[int] = set()
         self._feeder: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
@@ -124,13 +124,12 @@ class Run:
             self._settle(index, item, "error", item)
             return
         self._prompts[index] = item
-        self._unborn += 1
+        self._new.add(index)
         self._tasks[index] = self._loop.create_task(self._row(index, item))
 
     async def _row(self, index: int, prompt: Prompt) -> None:
         call = Call(index, prompt, self.bus.emit, self._rng, self.order.stream, next(self.order.places))
         started = self._loop.time()
-        self._unborn -= 1
         try:
             reply = await self.ground.handler(call)
         except asyncio.CancelledError:
@@ -164,6 +163,7 @@ class Run:
     def _report(self, outcome: Outcome) -> None:
         self._tasks.pop(outcome.index, None)
         self._prompts.pop(outcome.index, None)
+        self._new.discard(outcome.index)
         self._sent.discard(outcome.index)
         self.records[outcome.index] = record(outcome)
         self.last = outcome
@@ -173,11 +173,8 @@ class Run:
     # -- back-pressure ------------------------------------------------------------------------------------
 
     def _full(self) -> bool:
-        return len(self._tasks) >= self._most_alive or self._waiting >= self._ahead
-
-    @property
-    def _waiting(self) -> int:
-        return self._unborn + (0 if self._gate is None else self._gate.waiting)
+        # Rows of this job only: those of others in the same line say nothing about when there is room here.
+        return len(self._tasks) >= self._most_alive or len(self._new) >= self._ahead
 
     @property
     def _ahead(self) -> int:
@@ -190,11 +187,12 @@ class Run:
 
     def _make_room(self) -> None:
         # Half empty before it is filled again: the feeder wakes once for many rows.
-        if len(self._tasks) < self._most_alive and self._waiting * 2 <= self._ahead:
+        if len(self._new) * 2 <= self._ahead and len(self._tasks) < self._most_alive:
             self._room.set()
 
     def _admitted(self, event: Admitted) -> None:
         self._sent.add(event.index)
+        self._new.discard(event.index)
         self._make_room()
 
     def _attempted(self, event: Attempted) -> None:

@@ -138,7 +138,7 @@ class Home:
         loop = self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_serve, args=(loop,), name="llmlab-loop", daemon=True)
         self._thread.start()
-        weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+        weakref.finalize(self, _stop, loop)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -153,9 +153,18 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     """Close a loop of our own; its async generators (the open connections) are closed first."""
     if loop.is_closed() or loop.is_running():
         return
-    with contextlib.suppress(RuntimeError):
-        loop.run_until_complete(loop.shutdown_asyncgens())
+    if running_loop() is not None:  # a thread can only run one loop at a time
+        helper = threading.Thread(target=_close, args=(loop,))
+        helper.start()
+        helper.join()
+        return
+    loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
 
 
 def _reenter(loop: asyncio.AbstractEventLoop, main: Main[T]) -> T:

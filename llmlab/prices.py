@@ -1,5 +1,6 @@
 """Usage -> US dollars, for models whose price is known."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ class Price:
     """A model's price, US dollars per million tokens.
 
     Raises:
-        ValueError: a price is negative.
+        TypeError, ValueError: a price is no finite number of at least 0.
     """
 
     input: float
@@ -26,8 +27,14 @@ class Price:
     """Input tokens written to the provider's prompt cache. None: as `input`."""
 
     def __post_init__(self) -> None:
-        if min(self.input, self.output, self.cached or 0, self.cache_write or 0) < 0:
-            raise ValueError(f"a price is at least 0: {self}")
+        for name in ("input", "output", "cached", "cache_write"):
+            value = getattr(self, name)
+            if value is None and name.startswith("cache"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"Price: {name} must be a number, dollars per million tokens, not {value!r}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Price: {name} must be a finite number of at least 0, not {value!r}")
 
     def cost(self, usage: Usage) -> float:
         """US dollars for these tokens."""
@@ -49,8 +56,10 @@ def read_prices(prices: Mapping[str, Price | tuple[float, ...]] | None) -> dict[
     """Read a table of model -> Price or (input, output[, cached[, cache_write]]), dollars per million tokens.
 
     Raises:
-        TypeError: an entry is neither.
+        TypeError, ValueError: `prices` is no mapping, or an entry is neither; names the model.
     """
+    if prices is not None and not isinstance(prices, Mapping):
+        raise TypeError(f"prices must be a mapping of model -> (input, output), not {type(prices).__name__}")
     return {model: _price(model, entry) for model, entry in (prices or {}).items()}
 
 
@@ -58,7 +67,10 @@ def _price(model: str, entry: object) -> Price:
     if isinstance(entry, Price):
         return entry
     if isinstance(entry, tuple | list) and 2 <= len(entry) <= 4:  # noqa: PLR2004  Price's fields
-        return Price(*entry)
+        try:
+            return Price(*entry)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"prices[{model!r}]: {error}") from None
     raise TypeError(
         f"prices[{model!r}] must be (input, output[, cached[, cache_write]]) in dollars per million tokens, "
         f"not {entry!r}"

@@ -94,9 +94,8 @@ class TextBar:
         """Redraw from the current snapshot."""
         now = self._progress.now
         self._bar.set_postfix_str(describe(now), refresh=False)
-        if now.done > self._bar.n:
-            self._bar.update(now.done - self._bar.n)
-        self._bar.refresh()
+        if now.done == self._bar.n or not self._bar.update(now.done - self._bar.n):
+            self._bar.refresh()
 
     def close(self) -> None:
         """Draw the last state and leave it standing."""

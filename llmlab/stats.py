@@ -20,9 +20,13 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
         none is).
 
     Raises:
+        TypeError: `out` is no DataFrame: perhaps a job that was not awaited.
         ValueError: `out` lacks a column; names it.
     """
-    needed = ("status", "latency_ms", "attempts", "input_tokens", "output_tokens", "cost_usd", "started_at")
+    if not isinstance(out, pd.DataFrame):
+        raise TypeError(f"summary takes the DataFrame that a job of run_many gives, not {type(out).__name__}")
+    needed = ("status", "latency_ms", "attempts", "input_tokens", "output_tokens", "cost_usd", "started_at",
+              "finished_at")  # fmt: skip
     if missing := [name for name in needed if name not in out]:
         raise ValueError(f"summary takes a result of run_many; this frame has no column {missing[0]!r}")
     ok = out[out["status"] == "ok"]

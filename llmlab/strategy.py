@@ -26,6 +26,14 @@ class Strategy:
     policies: tuple[Policy, ...]
     """Outermost first."""
 
+    def __post_init__(self) -> None:
+        for policy in self.policies:
+            if isinstance(policy, type) or not callable(policy):
+                raise TypeError(
+                    f"Strategy {self.name!r}: a policy is called with (call, inner); {policy!r} is none. "
+                    "Rules go into Admit((…,))"
+                )
+
     @classmethod
     def default(
         cls,

@@ -35,7 +35,7 @@ class Template:
 
     Raises:
         TypeError: `text` is no str.
-        ValueError: a brace is unbalanced, or a field is empty.
+        ValueError: a brace is unbalanced or stands in a format, a field is empty, or a conversion is unknown.
     """
 
     def __init__(self, text: str) -> None:
@@ -48,6 +48,11 @@ class Template:
             raise ValueError(f"template {text!r}: {error}; write {{{{ and }}}} for literal braces") from None
         if any(field.column == "" for field in parsed):
             raise ValueError(f"template {text!r}: a pair of braces is empty; put a column's name in it")
+        for field in parsed:
+            if field.conversion not in (None, "r", "s", "a"):
+                raise ValueError(f"template {text!r}: a conversion is !r, !s or !a, not !{field.conversion}")
+            if "{" in field.spec:
+                raise ValueError(f"template {text!r}: no braces inside the format of column {field.column!r}")
         self._fields = parsed
 
     @property
@@ -82,10 +87,10 @@ class Template:
 
 def _render(value: Any, field: _Field) -> str:
     if is_missing(value):
-        raise ValueError(f"template: column {field.column!r} is missing (None or NaN)")
+        raise ValueError(f"template: column {field.column!r} is missing (None or NaN): drop or fill it first")
     if field.conversion is None and not field.spec:
         return str(value)
     try:
         return str(_FORMATTER.format_field(_FORMATTER.convert_field(value, field.conversion), field.spec))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"template: column {field.column!r} with value {value!r}: {error}") from None

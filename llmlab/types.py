@@ -50,7 +50,8 @@ class Message:
         """The text of the message: its text parts joined, other parts left out."""
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.get("text", "") for part in self.content if part.get("type") == "text")
+        texts = (part.get("text") for part in self.content if part.get("type") == "text")
+        return "".join(text for text in texts if isinstance(text, str))
 
 
 def _content(value: object) -> str | tuple[JSON, ...]:
@@ -62,19 +63,17 @@ def _content(value: object) -> str | tuple[JSON, ...]:
 
 
 def _say(value: object) -> str:
-    if value is None or value != value:  # noqa: PLR0124  NaN is the value that differs from itself
-        return "a missing value (None or NaN)"
-    return f"{type(value).__name__} ({value!r:.60})"
+    return "a missing value (None or NaN)" if is_missing(value) else f"{type(value).__name__} ({value!r:.60})"
 
 
 def is_missing(value: object) -> bool:
     """Say whether `value` is None, NaN or pandas' NA (which answers no comparison)."""
     if value is None:
         return True
-    if isinstance(value, str | list | tuple | Mapping):
+    if isinstance(value, str) or isinstance(value, list | tuple | Mapping):  # noqa: SIM101  texts are the many
         return False
     try:
-        return bool(value != value)  # noqa: PLR0124
+        return bool(value != value)  # noqa: PLR0124  NaN is the value that differs from itself
     except (TypeError, ValueError):
         return type(value).__name__ == "NAType"
 
@@ -123,6 +122,8 @@ class Prompt:
             messages = (Message("system", system), *messages)
         if temperature is not None or max_tokens is not None or model is not None:
             _check(model, temperature, max_tokens)
+        if extra is not None and not isinstance(extra, Mapping):
+            raise TypeError(f"extra must be a mapping of request fields, not {_say(extra)}")
         return cls(messages, model, temperature, max_tokens, extra or _NOTHING)
 
     @property

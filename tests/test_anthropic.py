@@ -403,6 +403,13 @@ def test_an_error_inside_a_200_gets_the_class_of_its_type(
         whole(event)
 
 
+def test_an_error_needs_no_event_name() -> None:
+    error = '{"error":{"type":"overloaded_error"}}'
+    for data in (error, f"[{error}]", '{"type":"error",' + error[1:]):
+        with pytest.raises(Overloaded):
+            Anthropic().delta(ServerEvent(data), Draft())
+
+
 @pytest.mark.parametrize("data", ["oops", "5", '{"type": "content_block_stop"}', '{"error": "oops"}', "[]"])
 def test_an_event_named_error_is_raised_whatever_it_holds(data: str) -> None:
     with pytest.raises(ServerError):

@@ -44,7 +44,9 @@ def imports_of(path: Path) -> list[tuple[str, bool]]:
 
 def targets_of(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
-        return [n.name.removeprefix("llmlab").lstrip(".") for n in node.names if n.name.split(".")[0] == "llmlab"]
+        return [
+            n.name.removeprefix("llmlab").lstrip(".") for n in node.names if n.name.split(".")[0] == "llmlab"
+        ]
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llmlab":
         base = (node.module or "").removeprefix("llmlab").lstrip(".")
         names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]

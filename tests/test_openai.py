@@ -232,6 +232,7 @@ def test_content_in_parts_is_joined() -> None:
         {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
         {"type": "text", "text": "a"},
         {"text": "b"},
+        5,
     ]
     draft = answered({"content": parts})
     assert (draft.text, draft.reasoning) == ("ab", ["hm"])
@@ -393,7 +394,8 @@ def test_usage_of_any_chunk_counts_and_the_last_word_wins() -> None:
 
 def test_groqs_usage_is_read() -> None:
     draft, _ = streamed(
-        chunk({}, "stop", x_groq={"id": "r", "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+        chunk({"content": "a"}),
+        chunk({}, "stop", x_groq={"id": "r", "usage": {"prompt_tokens": 3, "completion_tokens": 4}}),
     )
     assert draft.usage == Usage(3, 4)
 

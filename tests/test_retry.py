@@ -60,7 +60,7 @@ def test_a_kind_with_an_own_bound_is_retried_no_more_than_that(virtual, make_cal
     endpoint = script(*[BadPayload("html")] * 5)
     with pytest.raises(BadPayload):
         virtual(lambda: Retry(attempts=6)(make_call(), endpoint))
-    assert len(endpoint.at) == 2
+    assert len(endpoint.at) == 3
 
 
 def test_retry_after_is_a_minimum_with_up_to_a_quarter_on_top(virtual, make_call, script) -> None:
@@ -104,7 +104,9 @@ def test_text_already_shown_forbids_a_retry(virtual, make_call, script) -> None:
     assert len(endpoint.at) == 1
 
 
-def test_each_retry_is_an_event_and_its_wait_is_on_the_rows_account(virtual, make_call, script, emitted) -> None:
+def test_each_retry_is_an_event_and_its_wait_is_on_the_rows_account(
+    virtual, make_call, script, emitted
+) -> None:
     call = make_call()
     policy = Retry(growth="constant", jitter="none", base=2.0)
     virtual(lambda: policy(call, script(ServerError("boom"), ServerError("boom"), None)))

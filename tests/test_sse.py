@@ -130,6 +130,24 @@ def test_an_event_is_handed_out_as_soon_as_its_blank_line_is_there() -> None:
     assert splitter.feed(b"data: b\r\r") == [ServerEvent("b")]
 
 
+@pytest.mark.parametrize(
+    ("chunks", "data"),
+    [
+        ([b"data: x\ry\n\n"], ["x"]),
+        ([b"data: a\n", b"data: b\n\n"], ["a\nb"]),
+        ([b"data: a\n", b"data: b\n\ndata: c\n\n"], ["a\nb", "c"]),
+        ([b"data: a\n\r", b"\n", b"data: b\n\n"], ["a", "b"]),
+        ([b"da", b"ta: a\n\n", b"data: b\n\n"], ["a", "b"]),
+        ([b": ping ", b"data: b\n\n"], []),
+        ([b"data: a\nid: 1\n\n", b"data: \n\n", b"data: b\nx\n"], ["a"]),
+    ],
+)
+def test_the_short_cut_for_plain_chunks_changes_nothing(chunks: list[bytes], data: list[str]) -> None:
+    splitter = Splitter()
+    assert splitter.feed(b"data: first\n\n") == [ServerEvent("first")]
+    assert [event.data for chunk in chunks for event in splitter.feed(chunk)] == data
+
+
 def test_one_byte_order_mark_is_dropped_and_a_second_one_kept() -> None:
     assert split(b"\xef\xbb\xbfdata: a\n\n", 1, 2) == [ServerEvent("a")]
     assert split(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n") == [ServerEvent("b")]

@@ -102,6 +102,8 @@ class _Stream(httpx.AsyncByteStream):
 async def _within(limit: float | None, awaitable: Any, request: httpx.Request) -> Any:
     """Await something of the server's as the client's socket would see it."""
     try:
+        if limit is None:
+            return await awaitable
         async with asyncio.timeout(limit):
             return await awaitable
     except TimeoutError:

@@ -271,20 +271,20 @@ class World:
         if visit.kind.name == "slow_drip":
             step = step * 10 or _DRIP
         first = self.physics.first(answer.input_tokens, visit.rng)
+        total, steps = answer.output_tokens, max(1, answer.steps)
+        limited = self._allowance(visit).buckets.get("output-tokens")
         written = 0
 
         async def reach(after: int) -> None:
             nonlocal written
             await seat.reach(first + step * (after - 1))
-            tokens = answer.output_tokens * after // max(1, answer.steps)
-            self._count(visit, tokens - written)
-            written = tokens
+            tokens = total * after // steps - written
+            written += tokens
+            self.tally.output_tokens += tokens
+            if limited is not None:
+                limited.take(tokens, visit.now)
 
         return reach
-
-    def _count(self, visit: _Visit, tokens: int) -> None:
-        self.tally.output_tokens += tokens
-        self._allowance(visit).take({"output-tokens": tokens}, visit.now)
 
     def _respond(self, visit: _Visit, script: Script, kind: str, reach: Reach) -> Response:
         headers = self._headers(visit) | {"content-type": kind}

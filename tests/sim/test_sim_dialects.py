@@ -37,7 +37,12 @@ def test_openai_reads_all_that_a_client_may_send() -> None:
         {"role": "tool", "content": "42", "tool_call_id": "1"},
     ]
     ask = openai(
-        messages=messages, max_completion_tokens=9, stop="END", n=2, stream=True, stream_options={"include_usage": True}
+        messages=messages,
+        max_completion_tokens=9,
+        stop="END",
+        n=2,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     assert (ask.text, ask.turns, ask.images) == ("Be brief\nsee\n42", 4, 1)
     assert (ask.max_tokens, ask.stop, ask.n, ask.stream, ask.usage) == (9, ("END",), 2, True, True)
@@ -54,8 +59,16 @@ def test_openai_reads_all_that_a_client_may_send() -> None:
         ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_type"),
-        ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0]", "invalid_value"),
-        ({"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0]", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
+            "messages[0].content[0]",
+            "invalid_value",
+        ),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0]",
+            "invalid_value",
+        ),
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
         ({"max_tokens": "5"}, "max_tokens", "invalid_type"),
         ({"max_tokens": True}, "max_tokens", "invalid_type"),
@@ -70,17 +83,27 @@ def test_openai_reads_all_that_a_client_may_send() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
         ({"response_format": {"type": "json_object"}}, "messages", None),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
         ({"frobnicate": 1}, None, None),
     ],
 )
-def test_openai_refuses_what_openai_refuses(fields: dict[str, Any], param: str | None, code: str | None) -> None:
+def test_openai_refuses_what_openai_refuses(
+    fields: dict[str, Any], param: str | None, code: str | None
+) -> None:
     with pytest.raises(Refusal) as caught:
         openai(**fields)
     status, body = openai_wire.error(caught.value, "req_1")
     assert status == 400
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert (body["error"]["type"], body["error"]["param"], body["error"]["code"]) == ("invalid_request_error", param, code)
+    assert (body["error"]["type"], body["error"]["param"], body["error"]["code"]) == (
+        "invalid_request_error",
+        param,
+        code,
+    )
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"x"'])
@@ -97,7 +120,9 @@ def test_a_body_that_is_no_json_object_is_refused_by_both(body: bytes) -> None:
         ({"temperature": 0.5}, "temperature", "unsupported_value"),
     ],
 )
-def test_a_reasoning_model_refuses_what_real_ones_refuse(fields: dict[str, Any], param: str, code: str) -> None:
+def test_a_reasoning_model_refuses_what_real_ones_refuse(
+    fields: dict[str, Any], param: str, code: str
+) -> None:
     with pytest.raises(Refusal) as caught:
         openai(model="sim-reasoning", **fields)
     error = openai_wire.error(caught.value, "")[1]["error"]
@@ -115,12 +140,27 @@ def test_a_reasoning_model_refuses_what_real_ones_refuse(fields: dict[str, Any],
         ({"messages": []}, "messages: at least one message is required"),
         ({"messages": [5]}, "messages.0: Input should be a valid dictionary"),
         ({"messages": [{"role": "system", "content": "x"}]}, 'messages.0: Unexpected role "system"'),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be 'user' or 'assistant'"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages.0.role: Input should be 'user' or 'assistant'",
+        ),
         ({"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: Input should be a valid string"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0: Input tag 'image_url'"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text.text: Field required"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, "messages: text content blocks must"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages.0.content: Input should be a valid string",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0: Input tag 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text.text: Field required",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]},
+            "messages: text content blocks must",
+        ),
         ({"model": 5}, "model: Input should be a valid string"),
         ({"max_tokens": "5"}, "max_tokens: Input should be a valid integer"),
         ({"max_tokens": -1}, "max_tokens: Input should be greater than or equal to 0"),
@@ -128,7 +168,10 @@ def test_a_reasoning_model_refuses_what_real_ones_refuse(fields: dict[str, Any],
         ({"top_p": "x"}, "top_p: Input should be a valid number"),
         ({"stop_sequences": "END"}, "stop_sequences: Input should be a valid list"),
         ({"stop_sequences": [" "]}, "stop_sequences: each stop sequence must contain non-whitespace"),
-        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format: Input should be a json_schema"),
+        (
+            {"output_config": {"format": {"type": "xml"}}},
+            "output_config.format: Input should be a json_schema",
+        ),
         ({"n": 2}, "n: Extra inputs are not permitted"),
     ],
 )
@@ -136,15 +179,21 @@ def test_anthropic_refuses_what_anthropic_refuses(fields: dict[str, Any], messag
     with pytest.raises(Refusal) as caught:
         anthropic(**fields)
     status, body = anthropic_wire.error(caught.value, "req_1")
-    assert (status, body["type"], body["error"]["type"], body["request_id"]) == (400, "error", "invalid_request_error", "req_1")
+    assert (status, body["type"], body["error"]["type"], body["request_id"]) == (
+        400,
+        "error",
+        "invalid_request_error",
+        "req_1",
+    )
     assert body["error"]["message"].startswith(message)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k"])
 def test_the_new_anthropic_version_refuses_sampling_parameters(name: str) -> None:
-    assert anthropic(**{name: 1}).text == "Tell me a story"
+    fields: dict[str, Any] = {name: 1}
+    assert anthropic(**fields).text == "Tell me a story"
     with pytest.raises(Refusal) as caught:
-        anthropic(NEW, **{name: 1})
+        anthropic(NEW, **fields)
     assert caught.value.message == f"{name}: Extra inputs are not permitted"
 
 
@@ -181,7 +230,12 @@ def test_an_openai_body_has_exactly_the_documented_fields() -> None:
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": "Once upon a time", "refusal": None, "annotations": []},
+                    "message": {
+                        "role": "assistant",
+                        "content": "Once upon a time",
+                        "refusal": None,
+                        "annotations": [],
+                    },
                     "logprobs": None,
                     "finish_reason": "stop",
                 }
@@ -223,7 +277,9 @@ def test_an_openai_stream_has_usage_only_when_asked_and_padding_unless_refused()
     ask = openai(stream=True)
     chunks = [event.data for event in openai_wire.stream(ask, said(ask), STAMP)[:-1]]
     assert not any("usage" in chunk for chunk in chunks)
-    lengths = {len(c["obfuscation"] + c["choices"][0]["delta"]["content"]) for c in chunks if "obfuscation" in c}
+    lengths = {
+        len(c["obfuscation"] + c["choices"][0]["delta"]["content"]) for c in chunks if "obfuscation" in c
+    }
     assert lengths == {16}
 
 
@@ -296,7 +352,10 @@ def test_an_anthropic_stream_keeps_the_documented_order() -> None:
     assert [event.after for event in events] == sorted(event.after for event in events)
     assert [event.name for event in events if event.ends] == ["message_delta", "message_stop"]
     blocks = [event.data for event in events if event.name == "content_block_start"]
-    assert [(block["index"], block["content_block"]["type"]) for block in blocks] == [(0, "thinking"), (1, "text")]
+    assert [(block["index"], block["content_block"]["type"]) for block in blocks] == [
+        (0, "thinking"),
+        (1, "text"),
+    ]
     deltas = [event.data for event in events if event.name == "content_block_delta"]
     assert [d["delta"]["type"] for d in deltas if d["index"] == 0][-1] == "signature_delta"
     assert "".join(d["delta"]["text"] for d in deltas if d["index"] == 1) == "Once upon a time"
@@ -336,7 +395,11 @@ def test_both_families_of_rate_headers_have_their_exact_form() -> None:
         "x-ratelimit-remaining-tokens": "149984",
         "x-ratelimit-reset-tokens": "6ms",
     }
-    levels = {"requests": Level(50, 50, 0), "input-tokens": Level(200, 0, 63.0), "output-tokens": Level(80, 80, 0)}
+    levels = {
+        "requests": Level(50, 50, 0),
+        "input-tokens": Level(200, 0, 63.0),
+        "output-tokens": Level(80, 80, 0),
+    }
     found = anthropic_wire.levels(levels, 1_767_225_600.0)
     assert found["anthropic-ratelimit-requests-reset"] == "2026-01-01T00:00:00Z"
     assert found["anthropic-ratelimit-input-tokens-reset"] == "2026-01-01T00:01:03Z"

@@ -80,7 +80,8 @@ def test_joined_faults_add_rates_and_windows() -> None:
 
 
 def test_the_text_form_reads_every_item() -> None:
-    text = "mixed:0.1, cut:0.05,outage:10+5,storm:20+2,outage:30+1@reset,burst:60/5@overloaded,retry_after:3,stall_for:9"
+    text = "mixed:0.1, cut:0.05,outage:10+5,storm:20+2,outage:30+1@reset,burst:60/5@overloaded"
+    text += ",retry_after:3,stall_for:9"
     faults = Faults.parse(text)
     assert sum(faults.rates.values()) == pytest.approx(0.15)
     assert faults.rates["cut"] > 0.05
@@ -104,7 +105,17 @@ def test_an_empty_text_means_no_faults(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["gremlins:0.1", "cut:2", "cut:x", "outage:5", "outage:a+b", "burst:1", "outage:1+1@x", "mixed:0.6,cut:0.6", "none:1"],
+    [
+        "gremlins:0.1",
+        "cut:2",
+        "cut:x",
+        "outage:5",
+        "outage:a+b",
+        "burst:1",
+        "outage:1+1@x",
+        "mixed:0.6,cut:0.6",
+        "none:1",
+    ],
 )
 def test_a_text_that_cannot_be_read_names_its_item(text: str) -> None:
     with pytest.raises(ValueError, match=r"faults: cannot read '"):
@@ -129,7 +140,9 @@ def test_impossible_faults_are_refused(make: object) -> None:
         make()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.family == "refusal"], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if kind.family == "refusal"], ids=lambda kind: kind.name
+)
 def test_each_refusal_is_in_the_error_tables_of_both_dialects(kind: object) -> None:
     error = getattr(kind, "error", "")
     assert error in openai_wire.ERRORS

@@ -13,7 +13,9 @@ from llmlab.sim.replies import answer, input_tokens, instance, tokens
 from llmlab.sim.wire import Answer, Ask
 
 
-def say(prompt: str = "Tell me about lighthouses", *, seed: int = 0, text: str | None = None, **ask: Any) -> Answer:
+def say(
+    prompt: str = "Tell me about lighthouses", *, seed: int = 0, text: str | None = None, **ask: Any
+) -> Answer:
     return answer(Ask("m", prompt, **ask), seed=seed, median=60, sigma=0.4, text=text)
 
 
@@ -95,7 +97,9 @@ def test_a_schema_is_met() -> None:
             "place": {"$ref": "#/$defs/place"},
             "kind": {"const": "review"},
         },
-        "$defs": {"place": {"type": "object", "properties": {"city": {"type": ["string", "null"], "maxLength": 9}}}},
+        "$defs": {
+            "place": {"type": "object", "properties": {"city": {"type": ["string", "null"], "maxLength": 9}}}
+        },
     }
     for seed in range(50):
         value = instance(schema, random.Random(seed))
@@ -114,7 +118,10 @@ def test_a_schema_is_met() -> None:
 def test_a_schema_that_refers_to_itself_comes_to_an_end() -> None:
     schema = {
         "type": "object",
-        "properties": {"children": {"type": "array", "items": {"$ref": "#"}}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "properties": {
+            "children": {"type": "array", "items": {"$ref": "#"}},
+            "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+        },
     }
     for seed in range(5):
         assert "children" in instance(schema, random.Random(seed))

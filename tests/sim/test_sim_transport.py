@@ -1,9 +1,11 @@
-"""The simulator in process and in virtual time: time, cancellation, limits, and every fault as httpx would show it."""
+"""The simulator in process, in virtual time: delays, cancellation, limits, every fault as httpx shows it."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +20,7 @@ from llmlab.sim.transport import Simulator
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 VERSION = {"anthropic-version": "2023-06-01"}
-STEADY = {"rtt": 0.0, "jitter": 0.0, "load": 0.0, "prefill": float("inf"), "reply_sigma": 0.0}
+STEADY: dict[str, Any] = {"rtt": 0.0, "jitter": 0.0, "load": 0.0, "prefill": float("inf"), "reply_sigma": 0.0}
 PLACES = [(CHAT, False), (CHAT, True), (MESSAGES, False), (MESSAGES, True)]
 
 
@@ -27,10 +29,12 @@ def body(prompt: str = "Tell me about lighthouses", **fields: Any) -> dict[str, 
 
 
 def run(sim: Simulator, main: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
-    """Run `main` with a client of the simulator in virtual time; afterwards nothing may be left in the machine."""
+    """Run `main` with a client of the simulator in virtual time; it may leave nothing in the machine."""
 
     async def entry() -> Any:
-        async with httpx.AsyncClient(transport=sim, base_url="http://sim", headers=VERSION, timeout=None) as client:
+        async with httpx.AsyncClient(
+            transport=sim, base_url="http://sim", headers=VERSION, timeout=1e6
+        ) as client:
             found = await main(client)
         stats = sim.stats()
         assert (stats["in_flight"], stats["queued"]) == (0, 0)
@@ -67,11 +71,9 @@ def test_a_plain_answer_takes_ttft_and_then_one_itl_per_further_token() -> None:
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 def test_a_stream_brings_each_token_when_it_is_due(path: str) -> None:
     async def main(client: httpx.AsyncClient) -> list[float]:
-        begun, seen = now(), []
+        begun = now()
         async with client.stream("POST", path, json=body(stream=True, max_tokens=5)) as response:
-            async for _ in response.aiter_bytes():
-                seen.append(now() - begun)
-        return seen
+            return [now() - begun async for _ in response.aiter_bytes()]
 
     seen = run(Simulator(physics=Physics(**STEADY | {"ttft": 0.5, "itl": 0.1})), main)
     assert seen == pytest.approx([0, 0.5, 0.6, 0.7, 0.8, 0.9], abs=1e-3)
@@ -157,10 +159,10 @@ def test_a_slow_stream_that_never_falls_silent_meets_no_read_timeout() -> None:
 
 
 EXPECTED: dict[str, tuple[type[Exception], str]] = {
-    "reset": (httpx.ReadError, ""),
+    "reset": (httpx.ReadError, "^$"),
     "hangup": (httpx.RemoteProtocolError, "without sending a response"),
     "stall": (httpx.RemoteProtocolError, "without sending a response"),
-    "reset_midway": (httpx.ReadError, ""),
+    "reset_midway": (httpx.ReadError, "^$"),
     "cut": (httpx.RemoteProtocolError, "incomplete chunked read"),
     "stall_midway": (httpx.RemoteProtocolError, "incomplete chunked read"),
 }
@@ -187,14 +189,15 @@ def test_a_stall_is_silent_for_its_length(kind: str, path: str, *, stream: bool)
     assert run(sim, main) == pytest.approx(30, abs=0.01)
 
 
-STATUSES = {
+STATUSES = {name: (429, 429) for name in KINDS if name.startswith("rate_limited")} | {
     "slow_down": (429, 429), "too_large_429": (429, 429), "quota": (429, 429), "billing": (402, 402),
-    "too_large": (413, 413), "bad_request": (400, 400), "unsupported_param": (400, 400),
-    "context_too_long": (400, 400), "content_filter": (400, 400), "auth": (401, 401), "permission": (403, 403),
+    "too_large": (413, 413), "bad_request": (400, 400), "unsupported_param": (400, 400), "auth": (401, 401),
+    "context_too_long": (400, 400), "content_filter": (400, 400), "permission": (403, 403),
     "not_found": (404, 404), "timeout": (408, 408), "conflict": (409, 409), "server_error": (500, 500),
-    "unavailable": (503, 503), "overloaded": (503, 529), "gateway_timeout": (504, 504), "final_500": (500, 500),
+    "unavailable": (503, 503), "overloaded": (503, 529), "gateway_timeout": (504, 504),
     "bad_gateway_html": (502, 502), "string_error": (503, 503), "array_error": (503, 503),
-} | {name: (429, 429) for name in KINDS if name.startswith("rate_limited")}  # fmt: skip
+    "final_500": (500, 500),
+}  # fmt: skip
 
 
 def test_the_table_of_statuses_names_every_refusal() -> None:
@@ -235,7 +238,7 @@ def test_a_silent_cut_ends_without_an_error_and_without_the_protocols_end(path: 
         assert b"message_stop" not in reply.content
         assert b'"stop_reason":"' not in reply.content
     else:
-        with pytest.raises(ValueError, match=""):
+        with pytest.raises(json.JSONDecodeError):
             reply.json()
 
 
@@ -244,7 +247,7 @@ def test_a_malformed_answer_cannot_be_parsed_although_its_length_is_right(path: 
     sim = Simulator(faults=Faults.only("malformed"))
     plain = post(sim, path)
     assert int(plain.headers["content-length"]) == len(plain.content)
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(json.JSONDecodeError):
         plain.json()
     data = [line[6:] for line in post(sim, path, stream=True).text.split("\n") if line.startswith("data: {")]
     broken = 0
@@ -283,7 +286,11 @@ def test_empty_and_refused_answers_say_so_in_the_reason() -> None:
     def reasons(kind: str) -> tuple[str, str, str]:
         sim = Simulator(faults=Faults.only(kind))
         choice = post(sim).json()["choices"][0]
-        return choice["message"]["content"], choice["finish_reason"], post(sim, MESSAGES).json()["stop_reason"]
+        return (
+            choice["message"]["content"],
+            choice["finish_reason"],
+            post(sim, MESSAGES).json()["stop_reason"],
+        )
 
     assert reasons("empty") == ("", "stop", "end_turn")
     assert reasons("refused") == ("", "content_filter", "refusal")
@@ -327,7 +334,9 @@ def test_slow_drip_takes_ten_times_as_long_per_token() -> None:
         return now()
 
     physics = Physics(**STEADY | {"ttft": 1.0, "itl": 0.1})
-    assert run(Simulator(physics=physics, faults=Faults.only("slow_drip")), main) == pytest.approx(11, abs=0.01)
+    assert run(Simulator(physics=physics, faults=Faults.only("slow_drip")), main) == pytest.approx(
+        11, abs=0.01
+    )
 
 
 def test_a_retry_draws_afresh_and_the_order_of_arrival_does_not_matter() -> None:
@@ -456,14 +465,19 @@ def test_a_key_is_taken_from_each_of_the_known_headers(headers: dict[str, str], 
         method = "GET" if path.endswith("models") else "POST"
         content = None if method == "GET" else orjson.dumps(body())
         bad = {name: value.replace("good", "bad") for name, value in headers.items()}
-        return [(await client.request(method, path, content=content, headers=h)).status_code for h in (headers, bad, {})]
+        return [
+            (await client.request(method, path, content=content, headers=h)).status_code
+            for h in (headers, bad, {})
+        ]
 
     assert run(Simulator(keys=["good-key"]), main) == [200, 401, 401]
 
 
 def test_a_wrong_key_is_not_repeated_in_full() -> None:
     async def main(client: httpx.AsyncClient) -> str:
-        return (await client.post(CHAT, json=body(), headers={"authorization": "Bearer sk-very-secret-key-1234"})).text
+        return (
+            await client.post(CHAT, json=body(), headers={"authorization": "Bearer sk-very-secret-key-1234"})
+        ).text
 
     text = run(Simulator(keys=["good"]), main)
     assert "sk-***1234" in text
@@ -487,7 +501,13 @@ def test_models_are_listed_in_each_dialect_and_unknown_ones_refused() -> None:
 
 def test_other_paths_and_methods_have_their_statuses() -> None:
     async def main(client: httpx.AsyncClient) -> list[int]:
-        paths = [("GET", "/nothing"), ("GET", CHAT), ("GET", MESSAGES), ("GET", "/v1/messages/count_tokens"), ("POST", "/v1/embeddings")]
+        paths = [
+            ("GET", "/nothing"),
+            ("GET", CHAT),
+            ("GET", MESSAGES),
+            ("GET", "/v1/messages/count_tokens"),
+            ("POST", "/v1/embeddings"),
+        ]
         return [(await client.request(method, path)).status_code for method, path in paths]
 
     assert run(Simulator(), main) == [404, 405, 405, 405, 404]
@@ -552,9 +572,9 @@ def test_a_simulator_may_be_used_on_one_loop_after_another() -> None:
 
 
 def test_the_transport_does_not_import_aiohttp() -> None:
-    code = "import sys, llmlab.sim.wire as w; sys.modules.pop('aiohttp', None); before = set(sys.modules)\n"
-    code = "import sys, types, importlib.util as u\n"
-    code += "package = types.ModuleType('llmlab'); package.__path__ = [sys.argv[1]]; sys.modules['llmlab'] = package\n"
+    # past llmlab/__init__.py, which may import what it likes
+    code = "import sys, types\n"
+    code += "llmlab = sys.modules['llmlab'] = types.ModuleType('llmlab'); llmlab.__path__ = [sys.argv[1]]\n"
     code += "import llmlab.sim.transport; sys.exit('aiohttp' in sys.modules)"
-    package = str(__import__("pathlib").Path(__file__).parents[2] / "llmlab")
-    subprocess.run([sys.executable, "-c", code, package], check=True)
+    package = str(Path(__file__).parents[2] / "llmlab")
+    subprocess.run([sys.executable, "-c", code, package], check=True)  # noqa: S603  our own code
