@@ -46,7 +46,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("queue_ms", "float64", "ms", "waiting for admission, all attempts together"),
     Column("wait_ms", "float64", "ms", "backing off between attempts"),
     Column("attempts", "int64", "", "requests sent for this row"),
-    Column("finish_reason", "string", "", "why the model stopped: stop, length, tool_calls, content_filter, other"),
+    Column(
+        "finish_reason",
+        "string",
+        "",
+        "why the model stopped: stop, length, tool_calls, content_filter, other",
+    ),
     Column("provider", "string", "", "the provider that answered"),
     Column("model", "string", "", "the model that answered, as the provider names it"),
     Column("input_tokens", "Int64", "tokens", "input of the answered attempt, cached tokens included"),
@@ -115,7 +120,9 @@ def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Serie
         return pd.Series(stamps.view("M8[us]"), index=index).dt.tz_localize("UTC")
     try:
         return pd.Series(list(values), index=index, dtype=column.dtype)
-    except UnicodeEncodeError:  # Arrow holds no half of a surrogate pair; one bad text must not cost the frame
+    except (
+        UnicodeEncodeError
+    ):  # Arrow holds no half of a surrogate pair; one bad text must not cost the frame
         return pd.Series(list(map(_writable, values)), index=index, dtype=column.dtype)
 
 
@@ -176,7 +183,9 @@ def read_rows(
         TypeError, ValueError: the input, a row or the template is not usable; names the row.
     """
     if isinstance(source, str | bytes | bytearray | Mapping | Message | Prompt):
-        raise TypeError(f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)")
+        raise TypeError(
+            f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)"
+        )
     _refuse_unknown(overrides)
     if isinstance(source, pd.DataFrame):
         return _read_table(source, template, overrides, defaults)
@@ -189,7 +198,9 @@ def read_rows(
         return Rows(_attempted(source, make), None, None)
     if isinstance(source, AsyncIterable):
         return Rows(_attempted_async(source, make), None, None)
-    raise TypeError(f"run_many takes a Series, DataFrame, list or iterable of prompts, not {type(source).__name__}")
+    raise TypeError(
+        f"run_many takes a Series, DataFrame, list or iterable of prompts, not {type(source).__name__}"
+    )
 
 
 Make: TypeAlias = Callable[[Any], Prompt]
@@ -268,7 +279,10 @@ def _read_table(
 
     def make(values: tuple[Any, ...]) -> Prompt:
         row = dict(zip(names, values, strict=True))
-        parameters = {**defaults, **{name: _parameter(row[name]) for name in own if not is_missing(row[name])}}
+        parameters = {
+            **defaults,
+            **{name: _parameter(row[name]) for name in own if not is_missing(row[name])},
+        }
         return Prompt.of(_text(parsed, row, template), **parameters)
 
     rows = zip(*columns, strict=True)

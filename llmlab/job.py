@@ -298,7 +298,9 @@ class Job(Generic[T]):
         if self._task is None:
             ground = self._open()
             self._run = Run(self._order, ground, self.bus)
-            self._task = asyncio.get_running_loop().create_task(self._main(self._run), name=f"llmlab {self.name}")
+            self._task = asyncio.get_running_loop().create_task(
+                self._main(self._run), name=f"llmlab {self.name}"
+            )
         return self._task
 
     async def _main(self, run: Run) -> T:

@@ -72,7 +72,12 @@ class Lab:
         progress: bool | None = None,
         seed: int | None = None,
     ) -> None:
-        self._defaults = {"system": system, "temperature": temperature, "max_tokens": max_tokens, "extra": extra}
+        self._defaults = {
+            "system": system,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "extra": extra,
+        }
         Prompt.of("", **self._defaults)  # type: ignore[arg-type]  # complains about what cannot be sent
         self._provider = connect(
             model,

@@ -1,7 +1,8 @@
 """Progress of a job: a fold over its events, and a line of text that is redrawn from it.
 
-`Progress` counts and draws nothing. `TextBar` pulls a snapshot ten times a second, so that a slow terminal
-cannot slow the job, and a job in which nothing finishes still shows its clock running.
+`Progress` counts and draws nothing. `TextBar` pulls a snapshot ten times a second (once a second outside of a
+terminal, where each line drawn is kept), so that a slow terminal cannot slow the job, and a job in which nothing
+finishes still shows its clock running.
 """
 
 import asyncio
@@ -14,7 +15,8 @@ from tqdm import tqdm
 from llmlab.events import Attempted, Bus, Finished, Retrying
 from llmlab.types import Outcome
 
-INTERVAL = 0.1
+IN_TERMINAL, ELSEWHERE = 0.1, 1.0
+"""Seconds between two drawings."""
 
 
 @dataclass(slots=True)
@@ -71,10 +73,11 @@ def wants_bar() -> bool:
 
 
 class TextBar:
-    """One line of text in a terminal or below a cell, redrawn ten times a second while the job runs."""
+    """One line of text in a terminal or below a cell, redrawn while the job runs."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._interval = IN_TERMINAL if sys.stderr.isatty() else ELSEWHERE
         self._bar: tqdm[Any] = tqdm(
             total=progress.now.total,
             unit="row",
@@ -87,7 +90,7 @@ class TextBar:
     async def run(self) -> None:
         """Redraw until cancelled."""
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(self._interval)
             self.draw()
 
     def draw(self) -> None:
@@ -107,12 +110,16 @@ def describe(now: Snapshot) -> str:
     """The counts of a snapshot in words, those that are not zero."""
     tokens = now.input_tokens + now.output_tokens
     parts = (
-        f"{now.errors} errors" if now.errors else "",
-        f"{now.retries} retries" if now.retries else "",
+        _count(now.errors, "error", "errors"),
+        _count(now.retries, "retry", "retries"),
         f"{_short(tokens)} tokens" if tokens else "",
         f"${now.cost_usd:.4f}" if now.cost_usd is not None else "",
     )
     return ", ".join(filter(None, parts))
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}" if number else ""
 
 
 def _short(count: int) -> str:

@@ -157,5 +157,3 @@ class Admit:
         for rule in self.rules:
             rule.settle(now, cost, error)
         self._pump()
-
-

@@ -1,0 +1,243 @@
+import asyncio
+import io
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmlab.clock import run_virtual
+from llmlab.errors import ServerError
+from llmlab.events import Attempted, Bus, Delta, Event, Finished, Retrying
+from llmlab.progress import INTERVAL, Progress, Snapshot, TextBar, describe, say, wants_bar
+from llmlab.types import Outcome, Reply, Status, Usage
+
+BOOM = ServerError("boom")
+
+
+class Screen(io.StringIO):
+    """What stderr has been given; `tty` says whether it calls itself a terminal."""
+
+    def __init__(self, *, tty: bool = False) -> None:
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self) -> bool:
+        return self.tty
+
+    @property
+    def drawn(self) -> list[str]:
+        """The line as it was drawn each time, oldest first."""
+        return [line.rstrip() for line in re.split(r"[\r\n]+", self.getvalue()) if line.strip()]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    stderr = Screen()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    return stderr
+
+
+def finished(status: Status = "ok", *, cost: float | None = None) -> Finished:
+    reply = Reply("a", "stop", "p", "m", cost_usd=cost) if status == "ok" else None
+    return Finished(Outcome(0, None, status, reply, None if status == "ok" else BOOM))
+
+
+def attempted(usage: Usage | None, error: ServerError | None = None) -> Attempted:
+    return Attempted(0, 1, 0.0, 1.0, error, usage)
+
+
+def folded(*events: Event, total: int | None = 10) -> Snapshot:
+    bus = Bus()
+    progress = Progress(bus, total)
+    for event in events:
+        bus.emit(event)
+    return progress.now
+
+
+# -- the fold ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_begins_with_nothing_done() -> None:
+    assert folded(total=7) == Snapshot(total=7)
+    assert folded(total=None) == Snapshot(total=None)
+
+
+@given(st.lists(st.sampled_from(["ok", "error", "cancelled"])))
+def test_every_settled_row_is_done_and_only_errors_are_errors(statuses: list[Status]) -> None:
+    now = folded(*(finished(status) for status in statuses))
+    assert now.done == len(statuses)
+    assert now.errors == statuses.count("error")
+
+
+def test_every_retry_is_counted() -> None:
+    assert folded(Retrying(0, 1, 0.5, BOOM), Retrying(1, 1, 0.5, BOOM)).retries == 2
+
+
+def test_tokens_of_failed_attempts_are_counted_too() -> None:
+    now = folded(attempted(Usage(10, 20)), attempted(Usage(1, 2), BOOM), attempted(None, BOOM))
+    assert (now.input_tokens, now.output_tokens) == (11, 22)
+
+
+def test_costs_are_added_where_they_are_known() -> None:
+    assert folded(finished(cost=0.25), finished(cost=None), finished(cost=0.5)).cost_usd == 0.75
+    assert folded(finished(cost=None), finished("error")).cost_usd is None
+    assert folded(finished(cost=0.0)).cost_usd == 0.0
+
+
+def test_other_events_change_nothing() -> None:
+    assert folded(Delta(0, "text")) == folded()
+
+
+# -- in words ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (Snapshot(), ""),
+        (Snapshot(total=5, done=5), ""),
+        (Snapshot(errors=2), "2 errors"),
+        (Snapshot(retries=3), "3 retries"),
+        (Snapshot(input_tokens=9000, output_tokens=999), "9999 tokens"),
+        (Snapshot(output_tokens=10_000), "10.0k tokens"),
+        (Snapshot(input_tokens=123_456), "123.5k tokens"),
+        (Snapshot(output_tokens=1_000_000), "1.0M tokens"),
+        (Snapshot(output_tokens=2_345_678), "2.3M tokens"),
+        (Snapshot(cost_usd=0.0), "$0.0000"),
+        (Snapshot(cost_usd=1.23456), "$1.2346"),
+        (Snapshot(errors=2, retries=3, output_tokens=50, cost_usd=0.5), "2 errors, 3 retries, 50 tokens, $0.5000"),
+    ],
+)
+def test_a_snapshot_in_words_says_what_is_not_zero(now: Snapshot, words: str) -> None:
+    assert describe(now) == words
+
+
+# -- the bar ----------------------------------------------------------------------------------------------
+
+
+def bar_of(total: int | None) -> tuple[Bus, TextBar]:
+    bus = Bus()
+    return bus, TextBar(Progress(bus, total))
+
+
+def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(screen: Screen) -> None:
+    bus, bar = bar_of(4)
+    for event in (finished(), finished("error"), Retrying(0, 1, 0.5, BOOM), attempted(Usage(10, 20))):
+        bus.emit(event)
+    bar.draw()
+    shown = screen.drawn[-1]
+    assert "2/4" in shown
+    assert "50%" in shown
+    assert "1 errors, 1 retries, 30 tokens" in shown
+    bar.close()
+
+
+def test_the_bar_of_a_generator_has_no_end_to_show(screen: Screen) -> None:
+    bus, bar = bar_of(None)
+    bus.emit(finished())
+    bar.draw()
+    assert re.search(r"\b1row", screen.drawn[-1])
+    assert "%" not in screen.drawn[-1]
+    bar.close()
+
+
+def test_closing_draws_the_last_state_and_leaves_it_standing(screen: Screen) -> None:
+    bus, bar = bar_of(3)
+    for _ in range(3):
+        bus.emit(finished())
+    bar.close()
+    assert "3/3" in screen.drawn[-1]
+    assert screen.getvalue().endswith("\n")
+
+
+def test_a_job_without_rows_has_a_bar_all_the_same(screen: Screen) -> None:
+    _, bar = bar_of(0)
+    bar.close()
+    assert "0" in screen.drawn[-1]
+
+
+def test_the_bar_is_redrawn_ten_times_a_second_however_many_rows_end(screen: Screen) -> None:
+    async def main() -> None:
+        bus, bar = bar_of(20_000)
+        ticker = asyncio.create_task(bar.run())
+        for _ in range(200):  # two seconds, 10,000 rows a second
+            for _ in range(100):
+                bus.emit(finished())
+            await asyncio.sleep(0.01)
+        ticker.cancel()
+        bar.close()
+
+    run_virtual(main)
+    counts = [int(match[1]) for line in screen.drawn if (match := re.search(r"(\d+)/20000", line))]
+    assert counts[-1] == 20_000
+    assert 2 / INTERVAL - 2 <= len(set(counts)) <= 2 / INTERVAL + 3
+
+
+def test_the_bar_is_redrawn_when_nothing_ends(screen: Screen) -> None:
+    async def main() -> None:
+        _, bar = bar_of(5)
+        ticker = asyncio.create_task(bar.run())
+        await asyncio.sleep(3)
+        ticker.cancel()
+        bar.close()
+
+    run_virtual(main)
+    assert len([line for line in screen.drawn if "0/5" in line]) > 20
+
+
+def test_a_line_said_while_a_bar_is_drawn_stands_alone(screen: Screen) -> None:
+    bus, bar = bar_of(2)
+    bus.emit(finished())
+    bar.draw()
+    say("llmlab: something to know")
+    bar.close()
+    assert "llmlab: something to know" in screen.drawn
+
+
+# -- where a bar makes sense ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ipython(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put an IPython in place whose shell is the one given."""
+
+    def put(shell: object) -> None:
+        module = ModuleType("IPython")
+        module.get_ipython = lambda: shell  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "IPython", module)
+
+    put(None)
+    return put
+
+
+def test_a_terminal_gets_a_bar(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+    screen.tty = True
+    assert wants_bar()
+
+
+def test_a_log_file_gets_none(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+    assert not wants_bar()
+
+
+def test_a_notebook_gets_a_bar_though_its_stderr_is_no_terminal(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+    ipython(SimpleNamespace(kernel=object()))
+    assert wants_bar()
+
+
+def test_ipython_in_a_pipe_gets_none(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+    ipython(SimpleNamespace())
+    assert not wants_bar()
+
+
+def test_without_ipython_a_log_file_gets_none(screen: Screen, monkeypatch) -> None:  # noqa: ARG001
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert not wants_bar()
+
+
+def test_without_any_stderr_there_is_no_bar(monkeypatch, ipython: Any) -> None:  # noqa: ARG001
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not wants_bar()
