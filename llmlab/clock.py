@@ -32,7 +32,7 @@ class _NoSelector(selectors.BaseSelector):
         self._advance(timeout)
         return []
 
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ARG002
         raise RuntimeError("a virtual run does no real I/O: use the simulated provider's transport")
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:

@@ -107,7 +107,7 @@ class Bus:
         for listener in self._listeners.get(type(event), ()):
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # noqa: BLE001  a listener's trouble is not the run's
                 _log.exception("llmlab: a listener failed and gets no more events: %r", listener)
                 self._drop(listener, tuple(self._listeners))
 

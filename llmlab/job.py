@@ -6,6 +6,7 @@ stands in no line and holds no slot, so others are taken meanwhile, up to a boun
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
@@ -18,6 +19,7 @@ from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
 from llmlab.events import Admitted, Attempted, Bus, Finished, Stopped
 from llmlab.frame import Frame, Item, Record, Rows, record
+from llmlab.heap import set_aside
 from llmlab.loops import Home, running_loop, sigint_guard
 from llmlab.progress import Progress, TextBar, say
 from llmlab.strategy import Strategy
@@ -27,6 +29,11 @@ T = TypeVar("T")
 
 LIVE_ROWS = 1000
 """Rows alive at most (or four times the concurrency, if that is more), those that back off included."""
+MANY_ROWS = 500
+"""From so many rows on (or if nobody knows how many) a job is worth sparing the garbage collector for."""
+LONG_ANSWER = 21_333
+"""Tokens from which on an answer is streamed even if nobody asked for pieces: at 128,000 tokens an hour it takes
+more than ten minutes, and boxes on the way cut connections that are silent for so long (as Anthropic's SDK reckons)."""
 BREATH = 64
 """Rows taken from a source in one go before the loop may do something else."""
 
@@ -128,7 +135,8 @@ class Run:
         self._tasks[index] = self._loop.create_task(self._row(index, item))
 
     async def _row(self, index: int, prompt: Prompt) -> None:
-        call = Call(index, prompt, self.bus.emit, self._rng, self.order.stream, next(self.order.places))
+        stream = self.order.stream or (prompt.max_tokens or 0) > LONG_ANSWER
+        call = Call(index, prompt, self.bus.emit, self._rng, stream, next(self.order.places))
         started = self._loop.time()
         try:
             reply = await self.ground.handler(call)
@@ -308,8 +316,10 @@ class Job(Generic[T]):
         ticker = asyncio.get_running_loop().create_task(bar.run()) if bar else None
         if self._cancelled is not None:
             run.stop(self._cancelled)
+        total = self._order.rows.total
         try:
-            await run.go()
+            with set_aside() if total is None or total >= MANY_ROWS else contextlib.nullcontext():
+                await run.go()
         finally:
             if ticker is not None and bar is not None:
                 ticker.cancel()

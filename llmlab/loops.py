@@ -77,9 +77,7 @@ class Home:
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Run `callback` on the home's loop, from any thread."""
-        if self.loop is None or self.loop.is_closed():
-            callback()
-        elif running_loop() is self.loop:
+        if self.loop is None or self.loop.is_closed() or running_loop() is self.loop:
             callback()
         else:
             self.loop.call_soon_threadsafe(callback)

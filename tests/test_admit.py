@@ -106,7 +106,7 @@ def test_a_sleeping_row_holds_no_slot(make_call) -> None:
     handler = Strategy("test", (Retry(growth="constant", jitter="none", base=50.0), gate)).handler(endpoint)
 
     async def main() -> float:
-        first = asyncio.create_task(handler(make_call(0)))
+        first = asyncio.ensure_future(handler(make_call(0)))
         await asyncio.sleep(0)
         await handler(make_call(1))
         second_done = asyncio.get_running_loop().time()

@@ -301,19 +301,19 @@ def test_each_attempt_is_counted_and_published_once(make_call, emitted) -> None:
 
 
 def test_an_attempt_given_up_is_published_and_its_connection_closed(make_call, emitted) -> None:
-    closed = asyncio.Event()
+    arrived, closed = asyncio.Event(), asyncio.Event()
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: ARG001
         await read_request(reader)
+        arrived.set()
         assert await reader.read() == b""
         closed.set()
 
     async def main(call: Call) -> None:
         async with serving(behave) as base_url:
             task = asyncio.create_task(ask(make_provider(base_url), call))
-            while call.attempts == 0:
-                await asyncio.sleep(0)
-            await asyncio.sleep(0.05)  # real time: the request must be on the wire
+            async with asyncio.timeout(5):
+                await arrived.wait()
             task.cancel()
             async with asyncio.timeout(5):
                 await closed.wait()

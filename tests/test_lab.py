@@ -200,6 +200,14 @@ def test_the_labs_parameters_hold_unless_a_job_sets_its_own(recorder: Recorder) 
     assert "seed" not in recorder.bodies[1]
 
 
+def test_a_very_long_answer_is_streamed_so_that_no_box_on_the_way_cuts_it() -> None:
+    async def main() -> pd.DataFrame:
+        lab = llmlab.Lab("openai:m", transport=Simulator())
+        return await lab.run_many(pd.DataFrame({"prompt": ["short", "long"], "max_tokens": [100, 30_000]}))
+
+    assert run_virtual(main).ttft_ms.notna().tolist() == [False, True]
+
+
 def test_a_generator_is_taken_lazily(lab: llmlab.Lab) -> None:
     out = lab.run_many(f"p{n}" for n in range(100)).result()
     assert out.index.equals(pd.RangeIndex(100))
@@ -234,7 +242,7 @@ def test_concurrency_changes_while_a_job_runs() -> None:
 
 
 def test_lab_last_is_the_job_started_last(lab: llmlab.Lab) -> None:
-    assert lab.last is None
+    assert not lab.last
     out = lab.run_many(["a", "b"]).result()
     assert lab.last is not None
     pd.testing.assert_frame_equal(lab.last.frame, out)
@@ -329,7 +337,7 @@ def test_a_local_server_needs_no_key(recorder: Recorder) -> None:
     llmlab.Lab("openai:m", base_url="http://127.0.0.1:8000/v1", transport=recorder).run("x").result()
 
 
-def test_the_key_comes_from_the_environment(monkeypatch, recorder: Recorder) -> None:
+def test_the_key_comes_from_the_environment(monkeypatch) -> None:
     seen = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -405,7 +413,7 @@ def test_a_job_on_a_thread_goes_on_while_this_thread_computes() -> None:
     assert job.result().status.tolist() == ["ok", "ok"]
 
 
-def test_a_cancelled_job_on_a_thread_stops(recorder: Recorder) -> None:
+def test_a_cancelled_job_on_a_thread_stops() -> None:
     class Never(Recorder):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             await asyncio.Event().wait()

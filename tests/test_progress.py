@@ -2,6 +2,7 @@ import asyncio
 import io
 import re
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from llmlab.clock import run_virtual
 from llmlab.errors import ServerError
 from llmlab.events import Attempted, Bus, Delta, Event, Finished, Retrying
-from llmlab.progress import INTERVAL, Progress, Snapshot, TextBar, describe, say, wants_bar
+from llmlab.progress import ELSEWHERE, IN_TERMINAL, Progress, Snapshot, TextBar, describe, say, wants_bar
 from llmlab.types import Outcome, Reply, Status, Usage
 
 BOOM = ServerError("boom")
@@ -35,10 +36,15 @@ class Screen(io.StringIO):
 
 
 @pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    stderr = Screen()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    return stderr
+def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Screen]:
+    """Put a screen in stderr's place; called inside a test, because pytest changes stderr between its phases."""
+
+    def put(*, tty: bool = False) -> Screen:
+        screen = Screen(tty=tty)
+        monkeypatch.setattr(sys, "stderr", screen)
+        return screen
+
+    return put
 
 
 def finished(status: Status = "ok", *, cost: float | None = None) -> Finished:
@@ -100,7 +106,9 @@ def test_other_events_change_nothing() -> None:
     [
         (Snapshot(), ""),
         (Snapshot(total=5, done=5), ""),
+        (Snapshot(errors=1), "1 error"),
         (Snapshot(errors=2), "2 errors"),
+        (Snapshot(retries=1), "1 retry"),
         (Snapshot(retries=3), "3 retries"),
         (Snapshot(input_tokens=9000, output_tokens=999), "9999 tokens"),
         (Snapshot(output_tokens=10_000), "10.0k tokens"),
@@ -124,7 +132,8 @@ def bar_of(total: int | None) -> tuple[Bus, TextBar]:
     return bus, TextBar(Progress(bus, total))
 
 
-def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(screen: Screen) -> None:
+def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(show: Callable[..., Screen]) -> None:
+    screen = show()
     bus, bar = bar_of(4)
     for event in (finished(), finished("error"), Retrying(0, 1, 0.5, BOOM), attempted(Usage(10, 20))):
         bus.emit(event)
@@ -132,11 +141,12 @@ def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(screen: Scree
     shown = screen.drawn[-1]
     assert "2/4" in shown
     assert "50%" in shown
-    assert "1 errors, 1 retries, 30 tokens" in shown
+    assert "1 error, 1 retry, 30 tokens" in shown
     bar.close()
 
 
-def test_the_bar_of_a_generator_has_no_end_to_show(screen: Screen) -> None:
+def test_the_bar_of_a_generator_has_no_end_to_show(show: Callable[..., Screen]) -> None:
+    screen = show()
     bus, bar = bar_of(None)
     bus.emit(finished())
     bar.draw()
@@ -145,7 +155,8 @@ def test_the_bar_of_a_generator_has_no_end_to_show(screen: Screen) -> None:
     bar.close()
 
 
-def test_closing_draws_the_last_state_and_leaves_it_standing(screen: Screen) -> None:
+def test_closing_draws_the_last_state_and_leaves_it_standing(show: Callable[..., Screen]) -> None:
+    screen = show()
     bus, bar = bar_of(3)
     for _ in range(3):
         bus.emit(finished())
@@ -154,18 +165,28 @@ def test_closing_draws_the_last_state_and_leaves_it_standing(screen: Screen) -> 
     assert screen.getvalue().endswith("\n")
 
 
-def test_a_job_without_rows_has_a_bar_all_the_same(screen: Screen) -> None:
+def test_a_job_without_rows_has_a_bar_all_the_same(show: Callable[..., Screen]) -> None:
+    screen = show()
     _, bar = bar_of(0)
     bar.close()
     assert "0" in screen.drawn[-1]
 
 
-def test_the_bar_is_redrawn_ten_times_a_second_however_many_rows_end(screen: Screen) -> None:
+WATCHED = 20
+"""Seconds for which a bar is watched."""
+
+
+@pytest.mark.parametrize(("tty", "interval"), [(True, IN_TERMINAL), (False, ELSEWHERE)])
+def test_the_bar_is_redrawn_at_its_own_pace_however_many_rows_end(
+    show: Callable[..., Screen], *, tty: bool, interval: float
+) -> None:
+    screen = show(tty=tty)
+
     async def main() -> None:
         bus, bar = bar_of(20_000)
         ticker = asyncio.create_task(bar.run())
-        for _ in range(200):  # two seconds, 10,000 rows a second
-            for _ in range(100):
+        for _ in range(WATCHED * 100):
+            for _ in range(10):
                 bus.emit(finished())
             await asyncio.sleep(0.01)
         ticker.cancel()
@@ -174,22 +195,26 @@ def test_the_bar_is_redrawn_ten_times_a_second_however_many_rows_end(screen: Scr
     run_virtual(main)
     counts = [int(match[1]) for line in screen.drawn if (match := re.search(r"(\d+)/20000", line))]
     assert counts[-1] == 20_000
-    assert 2 / INTERVAL - 2 <= len(set(counts)) <= 2 / INTERVAL + 3
+    assert len(set(counts)) == pytest.approx(WATCHED / interval, abs=3)
 
 
-def test_the_bar_is_redrawn_when_nothing_ends(screen: Screen) -> None:
+@pytest.mark.parametrize(("tty", "interval"), [(True, IN_TERMINAL), (False, ELSEWHERE)])
+def test_the_bar_is_redrawn_when_nothing_ends(show: Callable[..., Screen], *, tty: bool, interval: float) -> None:
+    screen = show(tty=tty)
+
     async def main() -> None:
         _, bar = bar_of(5)
         ticker = asyncio.create_task(bar.run())
-        await asyncio.sleep(3)
+        await asyncio.sleep(WATCHED)
         ticker.cancel()
         bar.close()
 
     run_virtual(main)
-    assert len([line for line in screen.drawn if "0/5" in line]) > 20
+    assert len([line for line in screen.drawn if "0/5" in line]) == pytest.approx(WATCHED / interval, abs=4)
 
 
-def test_a_line_said_while_a_bar_is_drawn_stands_alone(screen: Screen) -> None:
+def test_a_line_said_while_a_bar_is_drawn_stands_alone(show: Callable[..., Screen]) -> None:
+    screen = show()
     bus, bar = bar_of(2)
     bus.emit(finished())
     bar.draw()
@@ -214,26 +239,30 @@ def ipython(monkeypatch: pytest.MonkeyPatch) -> Any:
     return put
 
 
-def test_a_terminal_gets_a_bar(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
-    screen.tty = True
+def test_a_terminal_gets_a_bar(show: Callable[..., Screen], ipython: Any) -> None:  # noqa: ARG001
+    show(tty=True)
     assert wants_bar()
 
 
-def test_a_log_file_gets_none(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+def test_a_log_file_gets_none(show: Callable[..., Screen], ipython: Any) -> None:
+    show()
     assert not wants_bar()
 
 
-def test_a_notebook_gets_a_bar_though_its_stderr_is_no_terminal(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+def test_a_notebook_gets_a_bar_though_its_stderr_is_no_terminal(show: Callable[..., Screen], ipython: Any) -> None:
+    show()
     ipython(SimpleNamespace(kernel=object()))
     assert wants_bar()
 
 
-def test_ipython_in_a_pipe_gets_none(screen: Screen, ipython: Any) -> None:  # noqa: ARG001
+def test_ipython_in_a_pipe_gets_none(show: Callable[..., Screen], ipython: Any) -> None:
+    show()
     ipython(SimpleNamespace())
     assert not wants_bar()
 
 
-def test_without_ipython_a_log_file_gets_none(screen: Screen, monkeypatch) -> None:  # noqa: ARG001
+def test_without_ipython_a_log_file_gets_none(show: Callable[..., Screen], monkeypatch) -> None:
+    show()
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not wants_bar()
 

@@ -144,9 +144,7 @@ class Admit:
     def _wait(self, now: float, cost: Cost) -> float:
         longest = 0.0
         for rule in self.rules:
-            wait = rule.wait(now, cost)
-            if wait > longest:
-                longest = wait
+            longest = max(longest, rule.wait(now, cost))
         return longest
 
     def _take(self, now: float, cost: Cost) -> None:

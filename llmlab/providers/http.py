@@ -84,7 +84,7 @@ class HttpxSender:
         request = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=limits)
         try:
             return _HttpxAnswer(await self._transport.handle_async_request(request))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  sorted out by _raise
             _raise(error)
 
     async def aclose(self) -> None:
@@ -107,7 +107,7 @@ class _HttpxAnswer:
         try:
             async for chunk in self._response.aiter_bytes():
                 yield chunk
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  sorted out by _raise
             _raise(error)
 
     async def aclose(self) -> None:
@@ -130,7 +130,7 @@ class AiohttpSender:
         wire = self._wire or await self._open()
         try:
             return _AiohttpAnswer(await wire.post(body, connect_timeout))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  sorted out by _raise
             _raise(error)
 
     async def _open(self) -> "_Wire":
@@ -193,14 +193,14 @@ class _AiohttpAnswer:
     async def read(self) -> bytes:
         try:
             return await self._response.read()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  sorted out by _raise
             _raise(error)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._response.content.iter_any():
                 yield chunk
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  sorted out by _raise
             _raise(error)
 
     async def aclose(self) -> None:
