@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -114,7 +115,7 @@ def _numbers(numbers: "pd.Series[float]") -> str:
     return "\n".join(f"  {name:<16} {_number(value):>12}" for name, value in numbers.items())
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
     if pd.isna(value):
         return "not known"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"

@@ -73,7 +73,7 @@ def record(outcome: Outcome) -> Record:
     """An outcome's values in the order of COLUMNS. Seconds become milliseconds here and nowhere else."""
     reply, error = outcome.reply, outcome.error
     usage = None if reply is None else reply.usage
-    tokens = (None, None, None)
+    tokens: tuple[int | None, ...] = (None, None, None)
     if usage is not None:
         tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
     return (

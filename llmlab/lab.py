@@ -10,8 +10,9 @@ import httpx
 import pandas as pd
 
 from llmlab.errors import LLMError
+from llmlab.feeder import Ground
 from llmlab.frame import OVERRIDES, Rows, read_rows
-from llmlab.job import Ground, Job, Order
+from llmlab.job import Job, Order
 from llmlab.loops import Home
 from llmlab.prices import Price, read_prices
 from llmlab.progress import say, wants_bar
@@ -240,7 +241,7 @@ class Lab:
         if self._home.bind():
             self._provider.sender.forget()
             self.strategy = self.strategy.fresh()
-        return Ground(self.strategy, self.strategy.handler(self._provider))
+        return Ground(self.strategy.handler(self._provider), self.strategy.slots)
 
 
 def _with_concurrency(strategy: Strategy | None, concurrency: int | None) -> Strategy:

@@ -15,8 +15,10 @@ BANDS = {
     "providers.sse": 1, "providers.limits": 1, "providers.fault": 1, "providers.base": 2, "providers.taxonomy": 2,
     "providers.openai": 3, "providers.anthropic": 3, "providers.http": 3,
     "providers.endpoint": 4, "providers.presets": 4, "providers": 5,
-    "sim.physics": 2, "sim.faults": 2, "sim.transport": 3, "sim.server": 4, "sim": 5,
-    "strategy": 3, "frame": 3, "stats": 4, "job": 4, "lab": 6, "": 8, "__main__": 9,
+    "sim.wire": 1, "sim.kinds": 1, "sim.physics": 2, "sim.faults": 2, "sim.replies": 2, "sim.script": 2, "sim.tally": 2,
+    "sim.openai_ask": 2, "sim.openai_wire": 2, "sim.anthropic_ask": 2, "sim.anthropic_wire": 2,
+    "sim.world": 3, "sim.transport": 4, "sim.server": 5, "sim": 6,
+    "strategy": 3, "frame": 3, "feeder": 3, "stats": 4, "job": 4, "lab": 6, "": 8, "__main__": 9,
 }  # fmt: skip
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -120,9 +120,7 @@ def test_another_seed_has_other_times() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=40), st.integers(1, 6))
-def test_a_queue_for_some_servers_takes_as_long_as_arithmetic_says(
-    services: list[float], servers: int
-) -> None:
+def test_a_queue_for_some_servers_takes_as_long_as_arithmetic_says(services: list[float], servers: int) -> None:
     """The same queue as a heap of the moments at which a server is free."""
 
     async def main() -> list[float]:

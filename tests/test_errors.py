@@ -17,9 +17,7 @@ from llmlab.errors import LLMError, StreamTruncated, TimedOut, Verdict
 
 def drawn() -> list[tuple[str, str | None]]:
     """The classes of the drawing, each with the class that it is drawn below."""
-    lines = [
-        line for line in (errors.__doc__ or "").splitlines() if re.match(r" {4}\s*[A-Z]\w+(\s{2,}|$)", line)
-    ]
+    lines = [line for line in (errors.__doc__ or "").splitlines() if re.match(r" {4}\s*[A-Z]\w+(\s{2,}|$)", line)]
     tree: list[tuple[str, str | None]] = []
     above: list[tuple[int, str]] = []
     for line in lines:
@@ -150,11 +148,7 @@ def test_an_error_says_status_code_message_and_hint(details: dict[str, Any], sho
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"TimedOut"}))
 def test_an_error_without_words_says_its_class(name: str) -> None:
-    assert (
-        str(getattr(errors, name)()) == name
-        if name != "StreamTruncated"
-        else str(StreamTruncated("")) == name
-    )
+    assert str(getattr(errors, name)()) == name if name != "StreamTruncated" else str(StreamTruncated("")) == name
 
 
 # In private-use code points, so that none of the secrets occurs in the shown parts by chance.
@@ -184,9 +178,7 @@ def test_an_error_never_shows_more_than_message_status_code_and_hint(
     error.headers = {"authorization": request_id}  # type: ignore[attr-defined]  whatever somebody hangs on it
     shown = str(error)
     rest = shown
-    for part in sorted(
-        filter(None, (message, code, hint, f"HTTP {status}", "LLMError")), key=len, reverse=True
-    ):
+    for part in sorted(filter(None, (message, code, hint, f"HTTP {status}", "LLMError")), key=len, reverse=True):
         rest = rest.replace(part, "", 1)
     assert rest.strip(" :()") == ""
     assert request_id not in shown + repr(error)
@@ -202,9 +194,7 @@ def test_a_truncated_stream_keeps_its_text_to_itself() -> None:
 # -- travelling -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "travel", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
-)  # noqa: S301
+@pytest.mark.parametrize("travel", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
 @pytest.mark.parametrize("name", NAMES)
 def test_an_error_keeps_everything_when_it_is_copied_or_sent(name: str, travel: Callable[[Any], Any]) -> None:
     error = make(name)

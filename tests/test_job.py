@@ -9,8 +9,9 @@ import pytest
 from llmlab.call import Call
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, BadRequest, ServerError
+from llmlab.feeder import LIVE_ROWS, Ground
 from llmlab.frame import Rows, read_rows
-from llmlab.job import LIVE_ROWS, Ground, Job, Order
+from llmlab.job import Job, Order
 from llmlab.loops import Home
 from llmlab.strategy import Strategy
 from llmlab.types import Reply
@@ -48,7 +49,7 @@ def make_job(
         "test",
         Order(rows, seed=1),
         home=Home(),
-        open_ground=lambda: Ground(live, live.handler(endpoint)),
+        open_ground=lambda: Ground(live.handler(endpoint), live.slots),
         finish=lambda job: job.frame,
     )
 

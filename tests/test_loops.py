@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from llmlab.feeder import Ground
 from llmlab.frame import read_rows
-from llmlab.job import Ground, Job, Order
+from llmlab.job import Job, Order
 from llmlab.loops import Home, running_loop, sigint_guard
 from llmlab.strategy import Strategy
 
@@ -133,7 +134,7 @@ def never_job() -> Job:
         "test",
         Order(read_rows(["a", "b", "c"])),
         home=Home(),
-        open_ground=lambda: Ground(strategy, strategy.handler(never)),
+        open_ground=lambda: Ground(strategy.handler(never), strategy.slots),
         finish=lambda job: job.frame,
     )
 

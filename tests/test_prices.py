@@ -41,9 +41,7 @@ def test_a_price_is_per_million_tokens_of_each_kind(usage: Usage, cost: float) -
 
 
 @given(usages(), dollars, dollars)
-def test_cached_tokens_without_a_price_of_their_own_cost_what_input_costs(
-    usage: Usage, inp: float, out: float
-) -> None:
+def test_cached_tokens_without_a_price_of_their_own_cost_what_input_costs(usage: Usage, inp: float, out: float) -> None:
     plain = Usage(usage.input_tokens, usage.output_tokens)
     assert Price(inp, out).cost(usage) == pytest.approx(Price(inp, out).cost(plain), rel=1e-9, abs=1e-12)
 
@@ -102,9 +100,7 @@ def test_no_table_is_an_empty_table(nothing: Any) -> None:
 
 @pytest.mark.parametrize("entry", [2.0, "2,8", (2,), (1, 2, 3, 4, 5), None, {"input": 2}], ids=repr)
 def test_an_entry_of_another_shape_is_refused_with_its_model(entry: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"prices\['gpt'\] must be \(input, output\[, cached\[, cache_write\]\]\)"
-    ):
+    with pytest.raises(TypeError, match=r"prices\['gpt'\] must be \(input, output\[, cached\[, cache_write\]\]\)"):
         read_prices({"gpt": entry})
 
 

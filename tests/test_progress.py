@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given
@@ -35,9 +35,12 @@ class Screen(io.StringIO):
         return [line.rstrip() for line in re.split(r"[\r\n]+", self.getvalue()) if line.strip()]
 
 
+Show: TypeAlias = Callable[..., Screen]
+
+
 @pytest.fixture
-def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Screen]:
-    """Put a screen in stderr's place; called inside a test, because pytest changes stderr between its phases."""
+def show(monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Put a screen in stderr's place; called inside a test, as pytest changes stderr between its phases."""
 
     def put(*, tty: bool = False) -> Screen:
         screen = Screen(tty=tty)
@@ -117,7 +120,7 @@ def test_other_events_change_nothing() -> None:
         (Snapshot(output_tokens=2_345_678), "2.3M tokens"),
         (Snapshot(cost_usd=0.0), "$0.0000"),
         (Snapshot(cost_usd=1.23456), "$1.2346"),
-        (Snapshot(errors=2, retries=3, output_tokens=50, cost_usd=0.5), "2 errors, 3 retries, 50 tokens, $0.5000"),
+        (Snapshot(errors=2, output_tokens=50, cost_usd=0.5), "2 errors, 50 tokens, $0.5000"),
     ],
 )
 def test_a_snapshot_in_words_says_what_is_not_zero(now: Snapshot, words: str) -> None:
@@ -132,7 +135,7 @@ def bar_of(total: int | None) -> tuple[Bus, TextBar]:
     return bus, TextBar(Progress(bus, total))
 
 
-def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(show: Callable[..., Screen]) -> None:
+def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(show: Show) -> None:
     screen = show()
     bus, bar = bar_of(4)
     for event in (finished(), finished("error"), Retrying(0, 1, 0.5, BOOM), attempted(Usage(10, 20))):
@@ -145,7 +148,7 @@ def test_the_bar_shows_how_many_rows_of_how_many_and_what_happened(show: Callabl
     bar.close()
 
 
-def test_the_bar_of_a_generator_has_no_end_to_show(show: Callable[..., Screen]) -> None:
+def test_the_bar_of_a_generator_has_no_end_to_show(show: Show) -> None:
     screen = show()
     bus, bar = bar_of(None)
     bus.emit(finished())
@@ -155,7 +158,7 @@ def test_the_bar_of_a_generator_has_no_end_to_show(show: Callable[..., Screen]) 
     bar.close()
 
 
-def test_closing_draws_the_last_state_and_leaves_it_standing(show: Callable[..., Screen]) -> None:
+def test_closing_draws_the_last_state_and_leaves_it_standing(show: Show) -> None:
     screen = show()
     bus, bar = bar_of(3)
     for _ in range(3):
@@ -165,7 +168,7 @@ def test_closing_draws_the_last_state_and_leaves_it_standing(show: Callable[...,
     assert screen.getvalue().endswith("\n")
 
 
-def test_a_job_without_rows_has_a_bar_all_the_same(show: Callable[..., Screen]) -> None:
+def test_a_job_without_rows_has_a_bar_all_the_same(show: Show) -> None:
     screen = show()
     _, bar = bar_of(0)
     bar.close()
@@ -177,9 +180,7 @@ WATCHED = 20
 
 
 @pytest.mark.parametrize(("tty", "interval"), [(True, IN_TERMINAL), (False, ELSEWHERE)])
-def test_the_bar_is_redrawn_at_its_own_pace_however_many_rows_end(
-    show: Callable[..., Screen], *, tty: bool, interval: float
-) -> None:
+def test_the_bar_is_redrawn_at_its_own_pace_however_many_rows_end(show: Show, *, tty: bool, interval: float) -> None:
     screen = show(tty=tty)
 
     async def main() -> None:
@@ -199,7 +200,7 @@ def test_the_bar_is_redrawn_at_its_own_pace_however_many_rows_end(
 
 
 @pytest.mark.parametrize(("tty", "interval"), [(True, IN_TERMINAL), (False, ELSEWHERE)])
-def test_the_bar_is_redrawn_when_nothing_ends(show: Callable[..., Screen], *, tty: bool, interval: float) -> None:
+def test_the_bar_is_redrawn_when_nothing_ends(show: Show, *, tty: bool, interval: float) -> None:
     screen = show(tty=tty)
 
     async def main() -> None:
@@ -213,7 +214,7 @@ def test_the_bar_is_redrawn_when_nothing_ends(show: Callable[..., Screen], *, tt
     assert len([line for line in screen.drawn if "0/5" in line]) == pytest.approx(WATCHED / interval, abs=4)
 
 
-def test_a_line_said_while_a_bar_is_drawn_stands_alone(show: Callable[..., Screen]) -> None:
+def test_a_line_said_while_a_bar_is_drawn_stands_alone(show: Show) -> None:
     screen = show()
     bus, bar = bar_of(2)
     bus.emit(finished())
@@ -239,34 +240,37 @@ def ipython(monkeypatch: pytest.MonkeyPatch) -> Any:
     return put
 
 
-def test_a_terminal_gets_a_bar(show: Callable[..., Screen], ipython: Any) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("ipython")
+def test_a_terminal_gets_a_bar(show: Show) -> None:
     show(tty=True)
     assert wants_bar()
 
 
-def test_a_log_file_gets_none(show: Callable[..., Screen], ipython: Any) -> None:
+@pytest.mark.usefixtures("ipython")
+def test_a_log_file_gets_none(show: Show) -> None:
     show()
     assert not wants_bar()
 
 
-def test_a_notebook_gets_a_bar_though_its_stderr_is_no_terminal(show: Callable[..., Screen], ipython: Any) -> None:
+def test_a_notebook_gets_a_bar_though_its_stderr_is_no_terminal(show: Show, ipython: Any) -> None:
     show()
     ipython(SimpleNamespace(kernel=object()))
     assert wants_bar()
 
 
-def test_ipython_in_a_pipe_gets_none(show: Callable[..., Screen], ipython: Any) -> None:
+def test_ipython_in_a_pipe_gets_none(show: Show, ipython: Any) -> None:
     show()
     ipython(SimpleNamespace())
     assert not wants_bar()
 
 
-def test_without_ipython_a_log_file_gets_none(show: Callable[..., Screen], monkeypatch) -> None:
+def test_without_ipython_a_log_file_gets_none(show: Show, monkeypatch) -> None:
     show()
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not wants_bar()
 
 
-def test_without_any_stderr_there_is_no_bar(monkeypatch, ipython: Any) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("ipython")
+def test_without_any_stderr_there_is_no_bar(monkeypatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     assert not wants_bar()

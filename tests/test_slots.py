@@ -14,12 +14,8 @@ from llmlab.rules.slots import Slots
 COST = {"requests": 1.0}
 
 
-@given(
-    st.integers(1, 8), st.lists(st.one_of(st.just("call"), st.just("end"), st.integers(1, 8)), max_size=80)
-)
-def test_whoever_was_told_to_go_is_within_the_limit_of_that_moment(
-    limit: int, steps: list[str | int]
-) -> None:
+@given(st.integers(1, 8), st.lists(st.one_of(st.just("call"), st.just("end"), st.integers(1, 8)), max_size=80))
+def test_whoever_was_told_to_go_is_within_the_limit_of_that_moment(limit: int, steps: list[str | int]) -> None:
     slots, in_flight = Slots(limit), 0
     for step in steps:
         if step == "call" and slots.wait(0.0, COST) == 0:

@@ -64,9 +64,7 @@ def test_a_column_may_be_used_often_and_is_named_once() -> None:
     assert template.fill({"a": 1, "b": 2, "c": 3}) == "2 1 2"
 
 
-@pytest.mark.parametrize(
-    "name", ["customer review", "first-name", "Größe (cm)", "価格", "class", "0", "a,b", "x'y"]
-)
+@pytest.mark.parametrize("name", ["customer review", "first-name", "Größe (cm)", "価格", "class", "0", "a,b", "x'y"])
 def test_a_column_may_have_any_name_that_braces_can_hold(name: str) -> None:
     template = Template(f"about {{{name}}}.")
     template.check([name, "other"])
@@ -122,9 +120,7 @@ def test_a_missing_value_that_is_not_used_does_no_harm() -> None:
     ("text", "value"),
     [("{a:.2f}", "abc"), ("{a:d}", 1.5), ("{a:c}", 10**9), ("{a:>5}", [1]), ("{a:.2q}", 1.0)],
 )
-def test_a_value_that_does_not_take_its_format_is_refused_with_column_and_value(
-    text: str, value: Any
-) -> None:
+def test_a_value_that_does_not_take_its_format_is_refused_with_column_and_value(text: str, value: Any) -> None:
     with pytest.raises(ValueError, match="template: column 'a' with value ") as raised:
         fill(text, a=value)
     assert repr(value) in str(raised.value)
@@ -223,6 +219,4 @@ def test_an_unknown_column_is_refused_with_the_one_that_was_perhaps_meant(name: 
 @given(st.text(), st.lists(st.text()))
 def test_a_guess_is_one_of_the_known_names(name: str, known: list[str]) -> None:
     said = did_you_mean(name, iter(known))
-    assert said in {f"did you mean {each!r}?" for each in known} | {
-        f"there are: {', '.join(map(repr, known))}"
-    }
+    assert said in {f"did you mean {each!r}?" for each in known} | {f"there are: {', '.join(map(repr, known))}"}

@@ -40,9 +40,7 @@ def test_parts_are_passed_through_and_their_texts_are_joined() -> None:
     assert message.text == "What is this?"
 
 
-@pytest.mark.parametrize(
-    "odd", [{"type": "text"}, {"type": "text", "text": None}, {"type": "text", "text": 5}, {}]
-)
+@pytest.mark.parametrize("odd", [{"type": "text"}, {"type": "text", "text": None}, {"type": "text", "text": 5}, {}])
 def test_a_part_without_text_has_no_say_in_the_text(odd: dict[str, Any]) -> None:
     """The frame reads it after the answers are paid for: it must not raise."""
     assert Message.of({"role": "user", "content": [odd, *PARTS]}).text == "What is this?"
@@ -66,9 +64,7 @@ def test_a_part_without_text_has_no_say_in_the_text(odd: dict[str, Any]) -> None
         ({"role": "user", "content": 5}, TypeError, r"not int \(5\)"),
     ],
 )
-def test_what_is_no_message_is_refused_with_what_would_be_one(
-    value: Any, error: type[Exception], says: str
-) -> None:
+def test_what_is_no_message_is_refused_with_what_would_be_one(value: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         Message.of(value)
 
@@ -107,9 +103,7 @@ def test_without_a_user_the_text_is_the_last_message() -> None:
     assert Prompt.of([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]).text == "b"
 
 
-@pytest.mark.parametrize(
-    "missing", [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, Decimal("NaN")]
-)
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, Decimal("NaN")])
 def test_a_missing_value_is_missing_and_no_prompt(missing: Any) -> None:
     assert is_missing(missing)
     with pytest.raises(ValueError, match="a prompt is missing .*: drop or fill it first"):
@@ -141,9 +135,7 @@ def test_a_value_that_is_there_is_not_missing(there: Any) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_prompt_is_refused_with_what_would_be_one(
-    value: Any, error: type[Exception], says: str
-) -> None:
+def test_what_is_no_prompt_is_refused_with_what_would_be_one(value: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         Prompt.of(value)
 
@@ -217,9 +209,7 @@ OUTCOME = Outcome(
 )
 
 
-@pytest.mark.parametrize(
-    "value", [OUTCOME, OUTCOME.prompt, OUTCOME.reply, Message("user", tuple(PARTS)), Usage(1)]
-)
+@pytest.mark.parametrize("value", [OUTCOME, OUTCOME.prompt, OUTCOME.reply, Message("user", tuple(PARTS)), Usage(1)])
 def test_values_can_be_copied_and_sent_to_another_process(value: Any) -> None:
     assert copy.deepcopy(value) == value
     assert pickle.loads(pickle.dumps(value)) == value  # noqa: S301  our own bytes

@@ -35,9 +35,7 @@ def parse(body: bytes, headers: Headers) -> Ask:
 def parse_count(body: bytes, headers: Headers) -> Ask:
     """Read a request of `/v1/messages/count_tokens`, which needs no `max_tokens`."""
     data = _json(body)
-    _check_fields(
-        data, _version(headers), headers.get("anthropic-beta") or "", required=("model", "messages")
-    )
+    _check_fields(data, _version(headers), headers.get("anthropic-beta") or "", required=("model", "messages"))
     return _ask(data)
 
 
@@ -165,10 +163,6 @@ def _schema(config: Any) -> JSON | None:
     form = config.get("format") if isinstance(config, dict) else None
     if form is None:
         return None
-    if (
-        not isinstance(form, dict)
-        or form.get("type") != "json_schema"
-        or not isinstance(form.get("schema"), dict)
-    ):
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise Refusal("bad_request", "output_config.format: Input should be a json_schema with a schema")
     return dict(form["schema"])

@@ -57,9 +57,7 @@ _KINDS = (
     _limited("_bare", "none", "no hint at all"),
     _limited("_long", "header", "Retry-After of 200 s"),
     _refusal("slow_down", "429 slow_down / ramp_limit_exceeded: the rate grew too fast", mends=True),
-    _refusal(
-        "too_large_429", "429 as for a rate limit, but the request is above the whole limit", mends=False
-    ),
+    _refusal("too_large_429", "429 as for a rate limit, but the request is above the whole limit", mends=False),
     _refusal("quota", "429 insufficient_quota / enforced_spend_limit_reached", mends=False),
     _refusal("billing", "402", mends=False),
     _refusal("too_large", "413", mends=False),

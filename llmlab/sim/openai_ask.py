@@ -33,9 +33,7 @@ def parse(body: bytes, headers: Headers) -> Ask:  # noqa: ARG001  the other dial
     schema = _format(data, "\n".join(texts))
     options = data.get("stream_options") or {}
     if options and not data.get("stream"):
-        raise _invalid(
-            "stream_options", "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        )
+        raise _invalid("stream_options", "The 'stream_options' parameter is only allowed when 'stream' is enabled.")
     return Ask(
         model=model,
         text="\n".join(texts),
@@ -73,9 +71,7 @@ def _messages(messages: Any) -> tuple[list[str], int]:
     if messages is None:
         raise _invalid("messages", "Missing required parameter: 'messages'.", "missing_required_parameter")
     if not isinstance(messages, list):
-        raise _invalid(
-            "messages", "Invalid type for 'messages': expected an array of objects.", "invalid_type"
-        )
+        raise _invalid("messages", "Invalid type for 'messages': expected an array of objects.", "invalid_type")
     if not messages:
         raise _invalid(
             "messages",
@@ -95,9 +91,7 @@ def _message(where: str, message: Any, texts: list[str]) -> int:
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
         known = ", ".join(f"'{each}'" for each in _ROLES)
-        raise _invalid(
-            f"{where}.role", f"Invalid value: '{role}'. Supported values are: {known}.", "invalid_value"
-        )
+        raise _invalid(f"{where}.role", f"Invalid value: '{role}'. Supported values are: {known}.", "invalid_value")
     if isinstance(content, str):
         texts.append(content)
         return 0
@@ -186,9 +180,7 @@ def _stop(stop: Any) -> tuple[str, ...]:
         return ()
     words = [stop] if isinstance(stop, str) else stop
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise _invalid(
-            "stop", "Invalid type for 'stop': expected a string or an array of strings.", "invalid_type"
-        )
+        raise _invalid("stop", "Invalid type for 'stop': expected a string or an array of strings.", "invalid_type")
     if len(words) > 4:  # noqa: PLR2004  the API's own limit
         text = "Invalid 'stop': array too long. Expected an array with maximum length 4,"
         text += f" but got an array with length {len(words)} instead."

@@ -145,9 +145,7 @@ class _Chunks:
     answer: Answer
     quirk: str
 
-    def event(
-        self, after: int, choices: list[JSON], extra: JSON | None = None, *, ends: bool = False
-    ) -> Event:
+    def event(self, after: int, choices: list[JSON], extra: JSON | None = None, *, ends: bool = False) -> Event:
         return Event(after, self.head | {"choices": choices} | self.tail | (extra or {}), ends=ends)
 
     def opening(self) -> Iterator[Event]:

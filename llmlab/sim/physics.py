@@ -111,9 +111,7 @@ class Engine:
     def __init__(self, physics: Physics) -> None:
         self._physics = physics
         self._loop = asyncio.get_running_loop()
-        self._line: dict[
-            asyncio.Future[None], None
-        ] = {}  # a dict keeps order and forgets the cancelled in O(1)
+        self._line: dict[asyncio.Future[None], None] = {}  # a dict keeps order and forgets the cancelled in O(1)
         self._due: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = count()
         self._timer: asyncio.TimerHandle | None = None
@@ -292,9 +290,7 @@ class Allowance:
 
     def tightest(self, costs: dict[str, int], now: float) -> tuple[str, float]:
         """Name the bucket that makes a request wait longest, and for how many seconds; ("", 0): it may go."""
-        waits = (
-            (self.buckets[name].wait(cost, now), name) for name, cost in costs.items() if name in self.buckets
-        )
+        waits = ((self.buckets[name].wait(cost, now), name) for name, cost in costs.items() if name in self.buckets)
         wait, name = max(waits, default=(0.0, ""))
         return (name, wait) if wait > EPSILON else ("", 0.0)
 

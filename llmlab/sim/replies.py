@@ -176,9 +176,7 @@ def _instance(schema: JSON, rng: random.Random, root: JSON, depth: int) -> Any: 
     kind = schema.get("type", "object" if "properties" in schema else "string")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object":
-        return {
-            key: _instance(each, rng, root, depth + 1) for key, each in schema.get("properties", {}).items()
-        }
+        return {key: _instance(each, rng, root, depth + 1) for key, each in schema.get("properties", {}).items()}
     if kind == "array":
         return _array(schema, rng, root, depth)
     return _scalar(kind, schema, rng)

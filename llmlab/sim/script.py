@@ -137,10 +137,7 @@ def _encode(event: Event, quirk: str) -> bytes:
 
 def _shape(pieces: list[Piece], quirk: str) -> tuple[Piece, ...]:
     """Join what goes at the same moment, as a server's buffers do; then do to the bytes what a quirk does."""
-    joined = [
-        (after, b"".join(data for _, data in group))
-        for after, group in groupby(pieces, lambda piece: piece[0])
-    ]
+    joined = [(after, b"".join(data for _, data in group)) for after, group in groupby(pieces, lambda piece: piece[0])]
     opening = {
         "bom": b"\xef\xbb\xbf",
         "big_line": b": " + b"x" * BIG + b"\n\n" if quirk == "big_line" else b"",

@@ -20,6 +20,7 @@ from llmlab.sim.wire import Broken
 
 KEEP_ALIVE = 3600.0
 LARGEST = 32 * 2**20
+GRACE = 0.01  # seconds for requests under way when the server closes; to aiohttp 0 means for ever
 _LINGER_0 = struct.pack("ii", 1, 0)  # closing a socket that lingers 0 s sends RST instead of FIN
 
 
@@ -43,9 +44,7 @@ class Server:
         await self._runner.cleanup()
 
 
-async def serve(
-    simulator: Simulator, host: str = "127.0.0.1", port: int = 0, *, anywhere: bool = False
-) -> Server:
+async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0, *, anywhere: bool = False) -> Server:
     """Serve the simulated provider on a socket, until the result's `aclose`.
 
     Also answers `GET /sim/stats` with the simulator's own counts.
@@ -60,12 +59,10 @@ async def serve(
         ValueError: `host` is not loopback, and `anywhere` is False.
     """
     if not anywhere and not _is_loopback(host):
-        raise ValueError(
-            f"host must be a loopback address such as 127.0.0.1, not {host!r}; or say anywhere=True"
-        )
+        raise ValueError(f"host must be a loopback address such as 127.0.0.1, not {host!r}; or say anywhere=True")
     handler = _Handler(simulator)
     server = web.Server(handler, keepalive_timeout=KEEP_ALIVE, handler_cancellation=True)
-    runner = web.ServerRunner(server, shutdown_timeout=0.0)
+    runner = web.ServerRunner(server, shutdown_timeout=GRACE)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
@@ -107,9 +104,7 @@ async def _signalled() -> None:
     stop = asyncio.Event()
     caught = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(
-            NotImplementedError, ValueError, RuntimeError
-        ):  # Windows, or not the main thread
+        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # Windows, or not the main thread
             loop.add_signal_handler(number, stop.set)
             caught.append(number)
     try:

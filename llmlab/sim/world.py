@@ -341,9 +341,7 @@ class World:
             return whole(status, {}, b"404 page not found\n", "text/plain")
         return whole(status, {}, orjson.dumps(value), _JSON)
 
-    def _look_up(
-        self, wire: Wire, method: str, path: str, headers: Headers, body: bytes
-    ) -> tuple[int, JSON | None]:
+    def _look_up(self, wire: Wire, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, JSON | None]:
         if path == "/sim/stats":
             return 200, self.stats()
         self._authorize(headers)

@@ -91,9 +91,7 @@ def test_openai_reads_all_that_a_client_may_send() -> None:
         ({"frobnicate": 1}, None, None),
     ],
 )
-def test_openai_refuses_what_openai_refuses(
-    fields: dict[str, Any], param: str | None, code: str | None
-) -> None:
+def test_openai_refuses_what_openai_refuses(fields: dict[str, Any], param: str | None, code: str | None) -> None:
     with pytest.raises(Refusal) as caught:
         openai(**fields)
     status, body = openai_wire.error(caught.value, "req_1")
@@ -120,9 +118,7 @@ def test_a_body_that_is_no_json_object_is_refused_by_both(body: bytes) -> None:
         ({"temperature": 0.5}, "temperature", "unsupported_value"),
     ],
 )
-def test_a_reasoning_model_refuses_what_real_ones_refuse(
-    fields: dict[str, Any], param: str, code: str
-) -> None:
+def test_a_reasoning_model_refuses_what_real_ones_refuse(fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(Refusal) as caught:
         openai(model="sim-reasoning", **fields)
     error = openai_wire.error(caught.value, "")[1]["error"]
@@ -277,9 +273,7 @@ def test_an_openai_stream_has_usage_only_when_asked_and_padding_unless_refused()
     ask = openai(stream=True)
     chunks = [event.data for event in openai_wire.stream(ask, said(ask), STAMP)[:-1]]
     assert not any("usage" in chunk for chunk in chunks)
-    lengths = {
-        len(c["obfuscation"] + c["choices"][0]["delta"]["content"]) for c in chunks if "obfuscation" in c
-    }
+    lengths = {len(c["obfuscation"] + c["choices"][0]["delta"]["content"]) for c in chunks if "obfuscation" in c}
     assert lengths == {16}
 
 

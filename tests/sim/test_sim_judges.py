@@ -45,9 +45,7 @@ async def anthropic_client(sim: Simulator, **options: Any) -> AsyncIterator[Any]
         await server.aclose()
 
 
-def judge(
-    open_client: Any, main: Callable[[Any], Awaitable[Any]], *, options: Any = None, **simulator: Any
-) -> Any:
+def judge(open_client: Any, main: Callable[[Any], Awaitable[Any]], *, options: Any = None, **simulator: Any) -> Any:
     async def entry() -> Any:
         settings: dict[str, Any] = {"physics": Physics.instant(), "keys": [KEY]} | simulator
         sim = Simulator(**settings)
@@ -58,9 +56,7 @@ def judge(
 
 
 def chat(client: Any, **fields: Any) -> Coroutine[Any, Any, Any]:
-    found: Coroutine[Any, Any, Any] = client.chat.completions.create(
-        **{"model": "m", "messages": ASKED} | fields
-    )
+    found: Coroutine[Any, Any, Any] = client.chat.completions.create(**{"model": "m", "messages": ASKED} | fields)
     return found
 
 
@@ -88,10 +84,7 @@ def test_openai_reads_a_stream_with_its_usage() -> None:
     options = {"include_usage": True}
     chunks = judge(openai_client, lambda client: read(chat(client, stream=True, stream_options=options)))
     whole = judge(openai_client, chat)
-    assert (
-        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-        == whole.choices[0].message.content
-    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage
     assert chunks[-2].choices[0].finish_reason == "stop"
 
@@ -137,9 +130,7 @@ def test_anthropic_reads_a_stream_and_builds_the_same_message() -> None:
 def test_anthropic_reads_thinking() -> None:
     async def main(client: Any) -> Any:
         thinking = {"type": "enabled", "budget_tokens": 1024}
-        async with client.messages.stream(
-            model="m", max_tokens=2000, messages=ASKED, thinking=thinking
-        ) as stream:
+        async with client.messages.stream(model="m", max_tokens=2000, messages=ASKED, thinking=thinking) as stream:
             return await stream.get_final_message()
 
     found = judge(anthropic_client, main)

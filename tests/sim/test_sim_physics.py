@@ -187,9 +187,7 @@ def test_a_bucket_never_grants_more_than_burst_plus_rate_times_time(
     for index, (since, _) in enumerate(granted):
         for until in range(index, len(granted)):
             total = sum(amount for _, amount in granted[index : until + 1])
-            over = max(
-                0.0, granted[until][1] - bucket.capacity
-            )  # one too big may overdraw what comes after it
+            over = max(0.0, granted[until][1] - bucket.capacity)  # one too big may overdraw what comes after it
             span = granted[until][0] - since
             assert total <= bucket.capacity + bucket.rate * span + over + 1e-6 * total
 

@@ -13,9 +13,7 @@ from llmlab.sim.replies import answer, input_tokens, instance, tokens
 from llmlab.sim.wire import Answer, Ask
 
 
-def say(
-    prompt: str = "Tell me about lighthouses", *, seed: int = 0, text: str | None = None, **ask: Any
-) -> Answer:
+def say(prompt: str = "Tell me about lighthouses", *, seed: int = 0, text: str | None = None, **ask: Any) -> Answer:
     return answer(Ask("m", prompt, **ask), seed=seed, median=60, sigma=0.4, text=text)
 
 
@@ -97,9 +95,7 @@ def test_a_schema_is_met() -> None:
             "place": {"$ref": "#/$defs/place"},
             "kind": {"const": "review"},
         },
-        "$defs": {
-            "place": {"type": "object", "properties": {"city": {"type": ["string", "null"], "maxLength": 9}}}
-        },
+        "$defs": {"place": {"type": "object", "properties": {"city": {"type": ["string", "null"], "maxLength": 9}}}},
     }
     for seed in range(50):
         value = instance(schema, random.Random(seed))

@@ -20,9 +20,7 @@ CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 
 
 def body(**fields: Any) -> bytes:
-    return orjson.dumps(
-        {"model": "m", "max_tokens": 40, "messages": [{"role": "user", "content": "Hello"}]} | fields
-    )
+    return orjson.dumps({"model": "m", "max_tokens": 40, "messages": [{"role": "user", "content": "Hello"}]} | fields)
 
 
 def serving(main: Callable[[Server], Awaitable[Any]], **simulator: Any) -> Any:
@@ -168,6 +166,26 @@ def test_a_client_that_goes_away_frees_its_slot() -> None:
         assert got.startswith(b"HTTP/1.1 200")
 
     serving(main, physics=Physics.instant(slots=1, itl=1000.0))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_closing_the_server_ends_requests_under_way(*, stream: bool) -> None:
+    async def main() -> tuple[bytes, int]:
+        ttft = 0.0 if stream else 1000.0
+        server = await serve(Simulator(physics=Physics.instant(itl=1000.0, ttft=ttft)))
+        asking = asyncio.create_task(raw(server, content=body(stream=stream), until=b"data: "))
+        if stream:
+            await asking
+        else:
+            while not server.simulator.requests:
+                await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await server.aclose()
+        return (await asking)[0], server.simulator.stats()["in_flight"]
+
+    got, left = asyncio.run(main())
+    assert (b"data: " in got) == stream
+    assert left == 0
 
 
 def test_a_large_prompt_is_read_whole() -> None:

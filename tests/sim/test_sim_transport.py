@@ -32,9 +32,7 @@ def run(sim: Simulator, main: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> 
     """Run `main` with a client of the simulator in virtual time; it may leave nothing in the machine."""
 
     async def entry() -> Any:
-        async with httpx.AsyncClient(
-            transport=sim, base_url="http://sim", headers=VERSION, timeout=1e6
-        ) as client:
+        async with httpx.AsyncClient(transport=sim, base_url="http://sim", headers=VERSION, timeout=1e6) as client:
             found = await main(client)
         stats = sim.stats()
         assert (stats["in_flight"], stats["queued"]) == (0, 0)
@@ -217,6 +215,17 @@ def test_a_refusal_has_its_status_and_a_body_of_its_dialect(kind: str, *, stream
     assert sim.stats()["by_fault"] == {kind: 2}
 
 
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+def test_a_429_without_hints_has_no_rate_headers_and_one_with_hints_has(path: str) -> None:
+    def names(kind: str) -> set[str]:
+        sim = Simulator(physics=Physics(rpm=60, tpm=6000), faults=Faults.only(kind))
+        return {name for name in post(sim, path).headers if "ratelimit" in name or "retry-after" in name}
+
+    assert names("rate_limited_text") == names("rate_limited_bare") == set()
+    assert "retry-after" in names("rate_limited")
+    assert len(names("rate_limited")) >= 7
+
+
 def test_odd_error_bodies_are_as_odd_as_named() -> None:
     assert isinstance(post(Simulator(faults=Faults.only("string_error"))).json()["error"], str)
     assert "error" in post(Simulator(faults=Faults.only("array_error"))).json()[0]
@@ -334,9 +343,7 @@ def test_slow_drip_takes_ten_times_as_long_per_token() -> None:
         return now()
 
     physics = Physics(**STEADY | {"ttft": 1.0, "itl": 0.1})
-    assert run(Simulator(physics=physics, faults=Faults.only("slow_drip")), main) == pytest.approx(
-        11, abs=0.01
-    )
+    assert run(Simulator(physics=physics, faults=Faults.only("slow_drip")), main) == pytest.approx(11, abs=0.01)
 
 
 def test_a_retry_draws_afresh_and_the_order_of_arrival_does_not_matter() -> None:
@@ -466,8 +473,7 @@ def test_a_key_is_taken_from_each_of_the_known_headers(headers: dict[str, str], 
         content = None if method == "GET" else orjson.dumps(body())
         bad = {name: value.replace("good", "bad") for name, value in headers.items()}
         return [
-            (await client.request(method, path, content=content, headers=h)).status_code
-            for h in (headers, bad, {})
+            (await client.request(method, path, content=content, headers=h)).status_code for h in (headers, bad, {})
         ]
 
     assert run(Simulator(keys=["good-key"]), main) == [200, 401, 401]
@@ -475,9 +481,7 @@ def test_a_key_is_taken_from_each_of_the_known_headers(headers: dict[str, str], 
 
 def test_a_wrong_key_is_not_repeated_in_full() -> None:
     async def main(client: httpx.AsyncClient) -> str:
-        return (
-            await client.post(CHAT, json=body(), headers={"authorization": "Bearer sk-very-secret-key-1234"})
-        ).text
+        return (await client.post(CHAT, json=body(), headers={"authorization": "Bearer sk-very-secret-key-1234"})).text
 
     text = run(Simulator(keys=["good"]), main)
     assert "sk-***1234" in text

@@ -1,0 +1,235 @@
+"""The feeder: takes a job's rows as there is room for them, and settles each exactly once.
+
+Rows are taken from the source one by one. The feeder keeps the lab's line filled and stops taking when
+enough rows stand in it: a generator of a million rows never becomes a million tasks. A row that backs off
+stands in no line and holds no slot, so others are taken meanwhile, up to a bound.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmlab.call import Call, Handler
+from llmlab.clock import wall_offset
+from llmlab.errors import LLMError
+from llmlab.events import Admitted, Attempted, Bus, Finished, Stopped
+from llmlab.progress import say
+from llmlab.rules.slots import Slots
+from llmlab.types import Outcome, Prompt, Status
+
+LIVE_ROWS = 1000
+"""Rows alive at most (or four times the concurrency, if that is more), those that back off included."""
+LONG_ANSWER = 21_333
+"""Tokens from which on an answer is streamed even if nobody asked for pieces: at 128,000 tokens an hour it takes
+more than ten minutes, and boxes on the way cut connections that are silent for so long (as Anthropic's SDK reckons)."""
+BREATH = 64
+"""Rows taken from a source in one go before the loop may do something else."""
+
+
+Item: TypeAlias = Prompt | Exception
+"""A row as read: a prompt, or why it is none."""
+
+
+@dataclass
+class Ground:
+    """What a job runs on, handed over by the lab when the job starts on the lab's loop."""
+
+    handler: Handler
+    """The strategy's stack around the provider."""
+    slots: Slots | None
+    """The stack's limit of requests in flight, if it has one."""
+
+
+@dataclass
+class Load:
+    """The rows of one job."""
+
+    items: Iterable[Item] | AsyncIterable[Item]
+    """The rows, lazily."""
+    sized: bool
+    """Whether their number is known: then rows that a stop keeps from being taken are marked, too."""
+    places: Iterator[int]
+    """Places in the lab's line, one for each row taken."""
+    stream: bool = False
+    """Ask for the answers in pieces."""
+    seed: int | None = None
+    """Seed of the job's randomness. None: from the system."""
+
+
+class Feeder:
+    """One job's rows on their way: takes them, settles them, can be stopped. Lives on the lab's loop."""
+
+    def __init__(self, load: Load, ground: Ground, bus: Bus, keep: Callable[[Outcome], object]) -> None:
+        self.load, self.ground, self.bus, self.keep = load, ground, bus, keep
+        self.settled = 0
+        self.stopped: str | None = None
+        self._items = _in_turn(load.items)
+        self._rng = random.Random(load.seed)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._prompts: dict[int, Prompt] = {}
+        self._new: set[int] = set()  # rows taken that were never yet admitted
+        self._sent: set[int] = set()  # rows with a request in flight
+        self._feeder: asyncio.Task[None] | None = None
+        self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._wall = wall_offset()
+        bus.subscribe(self._admitted, Admitted)
+        bus.subscribe(self._attempted, Attempted)
+
+    async def go(self) -> None:
+        """Take and settle all rows, or as many as there are until somebody stops it.
+
+        Raises whatever the source raised, once the rows taken before are settled.
+        """
+        try:
+            await self._take_rows()
+        except asyncio.CancelledError:
+            self.stop("cancelled")
+            raise
+        finally:
+            await self._settle_all()
+
+    async def _take_rows(self) -> None:
+        if self.stopped is not None:
+            return
+        self._feeder = self._loop.create_task(self._feed())
+        await asyncio.wait([self._feeder])
+        if not self._feeder.cancelled():
+            self._feeder.result()
+
+    async def _feed(self) -> None:
+        index = 0
+        async for item in self._items:
+            self._start(index, item)
+            index += 1
+            if index % BREATH == 0:
+                await asyncio.sleep(0)
+            while self._full():
+                self._room.clear()
+                await self._room.wait()
+
+    async def _settle_all(self) -> None:
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks.values()))
+        for index in tuple(self._tasks):  # cancelled before they had taken their first step
+            self._settle(index, self._prompts[index], "cancelled", asyncio.CancelledError(self.stopped))
+        if self.stopped is not None and self.load.sized:
+            await self._write_off()
+
+    def _start(self, index: int, item: Item) -> None:
+        if isinstance(item, Exception):
+            self._settle(index, item, "error", item)
+            return
+        self._prompts[index] = item
+        self._new.add(index)
+        self._tasks[index] = self._loop.create_task(self._row(index, item))
+
+    async def _row(self, index: int, prompt: Prompt) -> None:
+        stream = self.load.stream or (prompt.max_tokens or 0) > LONG_ANSWER
+        call = Call(index, prompt, self.bus.emit, self._rng, stream, next(self.load.places))
+        started = self._loop.time()
+        try:
+            reply = await self.ground.handler(call)
+        except asyncio.CancelledError:
+            self._settle(index, prompt, "cancelled", asyncio.CancelledError(self.stopped), call, started)
+        except Exception as error:  # noqa: BLE001  a row's failure is data, whatever it is
+            self._settle(index, prompt, "error", error, call, started)
+            if isinstance(error, LLMError) and error.verdict.fatal:
+                self._give_up(error)
+        else:
+            now = self._loop.time() + self._wall
+            self._report(
+                Outcome(index, prompt, "ok", reply, None, call.attempts, call.queue_s, call.wait_s,
+                        started + self._wall, now)
+            )  # fmt: skip
+
+    def _settle(
+        self,
+        index: int,
+        item: Item,
+        status: Status,
+        error: BaseException,
+        call: Call | None = None,
+        started: float | None = None,
+    ) -> None:
+        prompt = item if isinstance(item, Prompt) else None
+        now = self._loop.time() + self._wall
+        begun = 0.0 if started is None else started + self._wall
+        spent = (0, 0.0, 0.0) if call is None else (call.attempts, call.queue_s, call.wait_s)
+        self._report(Outcome(index, prompt, status, None, error, *spent, begun, now))
+
+    def _report(self, outcome: Outcome) -> None:
+        self._tasks.pop(outcome.index, None)
+        self._prompts.pop(outcome.index, None)
+        self._new.discard(outcome.index)
+        self._sent.discard(outcome.index)
+        self.settled += 1
+        self.keep(outcome)
+        self.bus.emit(Finished(outcome))
+        self._make_room()
+
+    # -- back-pressure ------------------------------------------------------------------------------------
+
+    def _full(self) -> bool:
+        # Rows of this job only: those of others in the same line say nothing about when there is room here.
+        return len(self._tasks) >= self._most_alive or len(self._new) >= self._ahead
+
+    @property
+    def _ahead(self) -> int:
+        """Rows to have standing in line, so that a freed slot never waits for the feeder."""
+        return LIVE_ROWS if self.ground.slots is None else max(16, self.ground.slots.limit)
+
+    @property
+    def _most_alive(self) -> int:
+        return LIVE_ROWS if self.ground.slots is None else max(LIVE_ROWS, 4 * self.ground.slots.limit)
+
+    def _make_room(self) -> None:
+        # Half empty before it is filled again: the feeder wakes once for many rows.
+        if len(self._new) * 2 <= self._ahead and len(self._tasks) < self._most_alive:
+            self._room.set()
+
+    def _admitted(self, event: Admitted) -> None:
+        self._sent.add(event.index)
+        self._new.discard(event.index)
+        self._make_room()
+
+    def _attempted(self, event: Attempted) -> None:
+        self._sent.discard(event.index)
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    def stop(self, reason: str, *, drain: bool = False) -> None:
+        """Take no further rows and cancel those taken; with `drain`, requests in flight may end by themselves."""
+        if self.stopped is None:
+            self.stopped = reason
+            self.bus.emit(Stopped(reason))
+        for index, task in list(self._tasks.items()):
+            if not (drain and index in self._sent):
+                task.cancel()
+        if self._feeder is not None:
+            self._feeder.cancel()
+
+    def _give_up(self, error: LLMError) -> None:
+        if self.stopped is None:
+            reason = f"{type(error).__name__}: {error}"
+            say(f"llmlab: the job stops early, rows already answered are kept. {reason}")
+            self.stop(f"not sent: the job stopped at row {self.settled}. {reason}", drain=True)
+
+    async def _write_off(self) -> None:
+        """Mark the rows that were never taken."""
+        index = self.settled
+        async for item in self._items:
+            self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
+            index += 1
+
+
+async def _in_turn(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
+    """Any source of rows as an asynchronous one."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+        return
+    for item in items:
+        yield item
