@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.call import Call, Handler, chain
+from llmlab.call import Call, Handler, Policy, chain
 from llmlab.clock import run_virtual
 from llmlab.errors import ServerError
 from llmlab.types import Prompt, Reply
@@ -80,7 +80,7 @@ def test_an_error_passes_all_policies_as_it_is() -> None:
 def test_a_policy_may_answer_by_itself_or_ask_often() -> None:
     asked: list[int] = []
 
-    async def answers(_: Call, inner: Handler) -> Reply:  # noqa: ARG001
+    async def answers(call: Call, inner: Handler) -> Reply:  # noqa: ARG001
         return reply("cached")
 
     async def thrice(call: Call, inner: Handler) -> Reply:
@@ -90,9 +90,11 @@ def test_a_policy_may_answer_by_itself_or_ask_often() -> None:
         asked.append(call.index)
         return reply()
 
-    assert run_virtual(lambda: chain([answers], counting)(a_call())).content == "cached"
+    cached: list[Policy] = [answers]
+    repeated: list[Policy] = [thrice]
+    assert run_virtual(lambda: chain(cached, counting)(a_call())).content == "cached"
     assert asked == []
-    run_virtual(lambda: chain([thrice], counting)(a_call()))
+    run_virtual(lambda: chain(repeated, counting)(a_call()))
     assert len(asked) == 3
 
 

@@ -21,7 +21,8 @@ NAMES = [
 HI = Prompt.of("hi")
 FULL = Outcome(
     0, HI, "ok",
-    Reply("answer", "stop", "sim", "small", Usage(1, 2, 3), "r", latency_s=1.0, ttft_s=0.1, cost_usd=0.5, cache_hit=True),
+    Reply("answer", "stop", "sim", "small", Usage(1, 2, 3), "r",
+          latency_s=1.0, ttft_s=0.1, cost_usd=0.5, cache_hit=True),
     None, 1, 0.1, 0.2, 1.7e9, 1.7e9 + 1,
 )  # fmt: skip
 BARE = Outcome(0, HI, "ok", Reply("answer", "stop", "sim", "small"), None)

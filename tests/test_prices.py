@@ -112,5 +112,5 @@ def test_a_senseless_number_in_an_entry_is_refused_with_its_model() -> None:
 
 
 def test_a_table_of_another_kind_is_refused() -> None:
-    with pytest.raises(TypeError, match="prices must be a mapping of model -> .*, not list"):
+    with pytest.raises(TypeError, match=r"prices must be a mapping of model -> .*, not list"):
         read_prices([("gpt", 1, 2)])  # type: ignore[arg-type]

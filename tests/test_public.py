@@ -103,9 +103,8 @@ def public_of(body: list[ast.stmt], where: str, *, fields: bool = False) -> Iter
         elif isinstance(node, ast.ClassDef) and is_public(node.name):
             yield Public(f"{where}.{node.name}", node, ast.get_docstring(node) is not None)
             yield from public_of(node.body, f"{where}.{node.name}", fields=has_fields(node))
-        elif fields and isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if is_public(node.target.id):
-                yield Public(f"{where}.{node.target.id}", node, said_below(body, at))
+        elif fields and isinstance(node, ast.AnnAssign) and is_public(name := ast.unparse(node.target)):
+            yield Public(f"{where}.{name}", node, said_below(body, at))
 
 
 def everything_public(path: Path) -> list[Public]:

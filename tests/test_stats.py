@@ -133,5 +133,5 @@ def test_a_frame_that_lacks_a_column_is_refused_with_its_name(column: str) -> No
 
 @pytest.mark.parametrize("other", [None, [1], {"status": "ok"}, pd.Series(["ok"]), "frame"], ids=repr)
 def test_what_is_no_frame_is_refused(other: Any) -> None:
-    with pytest.raises(TypeError, match="summary takes the DataFrame .*, not"):
+    with pytest.raises(TypeError, match=r"summary takes the DataFrame .*, not"):
         summary(other)

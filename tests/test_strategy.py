@@ -136,7 +136,7 @@ def test_a_strategy_cannot_be_changed() -> None:
 def test_the_line_and_the_slots_are_found_where_they_are() -> None:
     strategy = Strategy.default(concurrency=3)
     assert strategy.admit is strategy.policies[1]
-    assert strategy.slots is strategy.admit.rules[0]  # type: ignore[union-attr]
+    assert strategy.slots is strategy.admit.rules[0]
 
 
 @pytest.mark.parametrize("policies", [(), (Retry(),), (Admit(()),)])

@@ -1,4 +1,4 @@
-import datetime
+import datetime as dt
 import string
 from decimal import Decimal
 from typing import Any
@@ -72,7 +72,7 @@ def test_a_column_may_have_any_name_that_braces_can_hold(name: str) -> None:
 
 
 def test_blanks_belong_to_the_name() -> None:
-    with pytest.raises(ValueError, match="no column ' review '; did you mean 'review'?"):
+    with pytest.raises(ValueError, match=r"no column ' review '; did you mean 'review'\?"):
         Template("{ review }").check(["review", "score"])
 
 
@@ -86,7 +86,7 @@ def test_blanks_belong_to_the_name() -> None:
         ("{a:,}", 1_234_567, "1,234,567"),
         ("{a:,}", np.int64(1_234_567), "1,234,567"),
         ("{a:%Y-%m-%d}", pd.Timestamp("2024-02-29"), "2024-02-29"),
-        ("{a:%H:%M}", datetime.time(9, 5), "09:05"),
+        ("{a:%H:%M}", dt.time(9, 5), "09:05"),
         ("{a:.1%}", Decimal("0.125"), "12.5%"),
         ("{a!r}", "it's", '"it\'s"'),
         ("{a!s:>4}", 7, "   7"),

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.types import ROLES, Message, Outcome, Prompt, Reply, Usage, is_missing
+from llmlab.types import JSON, ROLES, Message, Outcome, Prompt, Reply, Usage, is_missing
 
-PARTS = [{"type": "text", "text": "What is "}, {"type": "image_url", "image_url": {"url": "data:"}},
+PARTS: list[JSON] = [{"type": "text", "text": "What is "}, {"type": "image_url", "image_url": {"url": "data:"}},
          {"type": "text", "text": "this?"}]  # fmt: skip
 
 # -- Message ----------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_without_a_user_the_text_is_the_last_message() -> None:
 @pytest.mark.parametrize("missing", [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, Decimal("NaN")])
 def test_a_missing_value_is_missing_and_no_prompt(missing: Any) -> None:
     assert is_missing(missing)
-    with pytest.raises(ValueError, match="a prompt is missing .*: drop or fill it first"):
+    with pytest.raises(ValueError, match=r"a prompt is missing .*: drop or fill it first"):
         Prompt.of(missing)
 
 
@@ -202,9 +202,9 @@ def test_nothing_used_changes_no_sum(usage: Usage) -> None:
 
 OUTCOME = Outcome(
     3,
-    Prompt.of(PROMPT := "hi", extra={"stop": ["x"]}),
+    Prompt.of("hi", extra={"stop": ["x"]}),
     "ok",
-    Reply(PROMPT, "stop", "p", "m", Usage(1, 2)),
+    Reply("hi", "stop", "p", "m", Usage(1, 2)),
     None,
 )
 

@@ -1,6 +1,7 @@
-"""Reads requests in the Anthropic Messages dialect, and refuses what Anthropic refuses, in its words.
+"""Reads requests in the Anthropic Messages dialect, and refuses what Anthropic refuses.
 
-Formats: `research/providers.md` sections B.1, B.2 and B.5.
+Formats: `research/providers.md` sections B.1, B.2 and B.5. Texts and codes not shown there are worded by us in
+their manner, not captured from the real API.
 """
 
 from typing import Any

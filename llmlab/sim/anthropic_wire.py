@@ -1,6 +1,7 @@
 """Writes answers, errors and headers in the Anthropic Messages dialect.
 
-Formats: `research/providers.md` sections B.3 to B.6; the texts of the errors are Anthropic's own.
+Formats: `research/providers.md` sections B.3 to B.6. Error texts and codes not shown there are worded by us
+in their manner, not captured from the real API.
 """
 
 from dataclasses import replace

@@ -1,6 +1,7 @@
-"""Reads requests in the OpenAI chat-completions dialect, and refuses what OpenAI refuses, in its words.
+"""Reads requests in the OpenAI chat-completions dialect, and refuses what OpenAI refuses.
 
-Formats: `research/providers.md` sections A.1, A.2 and A.5.
+Formats: `research/providers.md` sections A.1, A.2 and A.5. Texts and codes not shown there are worded by us in
+their manner, not captured from the real API.
 """
 
 from typing import Any

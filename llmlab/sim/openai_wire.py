@@ -1,6 +1,7 @@
 """Writes answers, errors and headers in the OpenAI chat-completions dialect.
 
-Formats: `research/providers.md` sections A.3 to A.6; the texts of the errors are OpenAI's own.
+Formats: `research/providers.md` sections A.3 to A.6. Error texts and codes not shown there are worded by us
+in their manner, not captured from the real API.
 """
 
 from collections.abc import Iterator

@@ -98,8 +98,8 @@ class Physics:
         return work + input_tokens / self.prefill
 
 
-class Full(Exception):  # noqa: N818  a fact about the line, turned into an answer
-    """The line is as long as it may be."""
+class Full(Exception):
+    """The line is as long as it may be: a fact, to be turned into an answer."""
 
 
 class Engine:

@@ -117,8 +117,8 @@ class Level:
     """Seconds until it is whole again."""
 
 
-class Refusal(Exception):  # noqa: N818  it is an answer, raised only to leave the function that found the fault
-    """The request is answered with an error.
+class Refusal(Exception):
+    """The request is answered with an error; raised to leave the function that found the fault.
 
     Args:
         kind: What went wrong, a key of both dialects' error tables.
@@ -151,7 +151,7 @@ class Refusal(Exception):  # noqa: N818  it is an answer, raised only to leave t
         self.facts = facts or {}
 
 
-class Broken(Exception):  # noqa: N818  the connection's end, not a fault of this program
+class Broken(Exception):
     """The connection ends before the answer does.
 
     Args:

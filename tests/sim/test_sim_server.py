@@ -15,6 +15,7 @@ from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Physics
 from llmlab.sim.server import Server, run_server, serve
 from llmlab.sim.transport import Simulator
+from llmlab.sim.wire import Ask
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 
@@ -171,14 +172,16 @@ def test_a_client_that_goes_away_frees_its_slot() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_closing_the_server_ends_requests_under_way(*, stream: bool) -> None:
     async def main() -> tuple[bytes, int]:
+        thinking = asyncio.Event()
+
+        def say(_: Ask) -> str:
+            thinking.set()
+            return "some words"
+
         ttft = 0.0 if stream else 1000.0
-        server = await serve(Simulator(physics=Physics.instant(itl=1000.0, ttft=ttft)))
+        server = await serve(Simulator(physics=Physics.instant(itl=1000.0, ttft=ttft), say=say))
         asking = asyncio.create_task(raw(server, content=body(stream=stream), until=b"data: "))
-        if stream:
-            await asking
-        else:
-            while not server.simulator.requests:
-                await asyncio.sleep(0)
+        await (asking if stream else thinking.wait())
         async with asyncio.timeout(5):
             await server.aclose()
         return (await asking)[0], server.simulator.stats()["in_flight"]
