@@ -229,9 +229,7 @@ def sample(name: str, port: int, connections: int, rows: int) -> Sample:
     command = [sys.executable, __file__, "--child", name, "--port", str(port)]
     command += ["--connections", str(connections), "--rows", str(rows)]
     try:
-        done = subprocess.run(
-            command, env=child_env(), capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
+        done = subprocess.run(command, env=child_env(), capture_output=True, text=True, timeout=PATIENCE, check=True)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"not done after {PATIENCE:.0f} s") from None
     except subprocess.CalledProcessError as error:

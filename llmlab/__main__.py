@@ -43,9 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmlab", description="Run columns of prompts through LLM APIs.")
     parser.add_argument("--version", action="version", version=f"llmlab {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo", help="run a shipped CSV of prompts against a misbehaving simulated server"
-    )
+    demo = commands.add_parser("demo", help="run a shipped CSV of prompts against a misbehaving simulated server")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the results")
     demo.add_argument("--faults", default=DEMO_FAULTS, help=f"what goes wrong (default: {DEMO_FAULTS})")
     demo.add_argument("--rows", type=int, help="only so many of the prompts (default: all 360)")
@@ -63,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--faults", default="", help="what goes wrong, as mixed:0.1,outage:10+5")
     simulate.add_argument("--rpm", type=float, help="requests per minute (default: no limit)")
     simulate.add_argument("--tpm", type=float, help="tokens per minute (default: no limit)")
-    simulate.add_argument(
-        "--seed", type=int, default=0, help="same seed, same faults and answers (default: 0)"
-    )
+    simulate.add_argument("--seed", type=int, default=0, help="same seed, same faults and answers (default: 0)")
     simulate.set_defaults(run=_simulate)
     return parser
 
@@ -95,9 +91,7 @@ async def _run_demo(prompts: Frame, args: argparse.Namespace) -> tuple[Frame, in
     simulator = Simulator(seed=args.seed, faults=Faults.parse(args.faults))
     async with _served(simulator) as server:
         base = f"{server.base_url}/v1"
-        print(
-            f"simulated server on {base}, faults: {args.faults}; {len(prompts)} prompts, {args.concurrency} at once"
-        )
+        print(f"simulated server on {base}, faults: {args.faults}; {len(prompts)} prompts, {args.concurrency} at once")
         async with Lab("openai:demo", base_url=base, api_key="demo", concurrency=args.concurrency) as lab:
             return await lab.run_many(prompts.prompt), simulator.requests
 
@@ -137,9 +131,7 @@ def _plot(out: Frame, path: Path) -> None:
     axes = figure.subplots()
     axes.hist([out.latency_ms[out.attempts == 1], out.latency_ms[out.attempts > 1]], bins=40, stacked=True)
     axes.legend(["answered at once", "answered after retries"])
-    axes.set(
-        xlabel="latency of the successful attempt (ms)", ylabel="rows", title="Latency of the demo's rows"
-    )
+    axes.set(xlabel="latency of the successful attempt (ms)", ylabel="rows", title="Latency of the demo's rows")
     figure.savefig(path, dpi=120)
 
 

@@ -120,9 +120,7 @@ def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Serie
         return pd.Series(stamps.view("M8[us]"), index=index).dt.tz_localize("UTC")
     try:
         return pd.Series(list(values), index=index, dtype=column.dtype)
-    except (
-        UnicodeEncodeError
-    ):  # Arrow holds no half of a surrogate pair; one bad text must not cost the frame
+    except UnicodeEncodeError:  # Arrow holds no half of a surrogate pair; one bad text must not cost the frame
         return pd.Series(list(map(_writable, values)), index=index, dtype=column.dtype)
 
 
@@ -183,9 +181,7 @@ def read_rows(
         TypeError, ValueError: the input, a row or the template is not usable; names the row.
     """
     if isinstance(source, str | bytes | bytearray | Mapping | Message | Prompt):
-        raise TypeError(
-            f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)"
-        )
+        raise TypeError(f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)")
     _refuse_unknown(overrides)
     if isinstance(source, pd.DataFrame):
         return _read_table(source, template, overrides, defaults)
@@ -198,9 +194,7 @@ def read_rows(
         return Rows(_attempted(source, make), None, None)
     if isinstance(source, AsyncIterable):
         return Rows(_attempted_async(source, make), None, None)
-    raise TypeError(
-        f"run_many takes a Series, DataFrame, list or iterable of prompts, not {type(source).__name__}"
-    )
+    raise TypeError(f"run_many takes a Series, DataFrame, list or iterable of prompts, not {type(source).__name__}")
 
 
 Make: TypeAlias = Callable[[Any], Prompt]

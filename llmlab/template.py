@@ -43,9 +43,7 @@ class Template:
             raise TypeError(f"template must be a str with column names in braces, not {type(text).__name__}")
         self.text = text
         try:
-            parsed = [
-                _Field(before, name, spec or "", conv) for before, name, spec, conv in _FORMATTER.parse(text)
-            ]
+            parsed = [_Field(before, name, spec or "", conv) for before, name, spec, conv in _FORMATTER.parse(text)]
         except ValueError as error:
             raise ValueError(f"template {text!r}: {error}; write {{{{ and }}}} for literal braces") from None
         if any(field.column == "" for field in parsed):

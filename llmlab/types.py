@@ -39,9 +39,7 @@ class Message:
         if not isinstance(value, Mapping):
             raise TypeError(f"a message is a mapping with 'role' and 'content', not {type(value).__name__}")
         if extra := set(value) - {"role", "content"}:
-            raise ValueError(
-                f"a message has the keys 'role' and 'content'; unknown: {sorted(map(str, extra))}"
-            )
+            raise ValueError(f"a message has the keys 'role' and 'content'; unknown: {sorted(map(str, extra))}")
         role = value.get("role")
         if role not in ROLES:
             raise ValueError(f"a message's role is one of {', '.join(ROLES)}, not {role!r}")

@@ -34,9 +34,7 @@ def make_call() -> Callable[..., Call]:
 
     def make(index: int = 0, **fields: Any) -> Call:
         events: list[Event] = []
-        call = Call(
-            index, Prompt.of(f"prompt {index}"), events.append, random.Random(index), seq=index, **fields
-        )
+        call = Call(index, Prompt.of(f"prompt {index}"), events.append, random.Random(index), seq=index, **fields)
         EVENTS[id(call)] = events
         return call
 

@@ -229,9 +229,7 @@ def test_a_copy_has_the_settings_and_none_of_the_state(make_call) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.floats(0, 5), st.floats(0, 3), st.booleans(), st.floats(0, 6)), min_size=1, max_size=25
-    ),
+    st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3), st.booleans(), st.floats(0, 6)), min_size=1, max_size=25),
     st.integers(1, 4),
 )
 def test_the_limit_holds_and_no_slot_leaks_whatever_is_cancelled(

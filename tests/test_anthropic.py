@@ -183,9 +183,7 @@ def test_a_system_prompt_with_parts_becomes_blocks() -> None:
     ],
 )
 def test_an_image_url_becomes_an_image_block(part: dict[str, Any], source: dict[str, str]) -> None:
-    sent_part = sent(Prompt((Message("user", ({"type": "image_url", **part},)),)))["messages"][0]["content"][
-        0
-    ]
+    sent_part = sent(Prompt((Message("user", ({"type": "image_url", **part},)),)))["messages"][0]["content"][0]
     assert sent_part == {"type": "image", "source": source}
 
 
@@ -387,9 +385,7 @@ def test_two_streamed_tool_calls_are_kept_apart() -> None:
         ("brand_new_error", 500, ServerError),
     ],
 )
-def test_an_error_inside_a_200_gets_the_class_of_its_type(
-    kind: str, status: int, expected: type[LLMError]
-) -> None:
+def test_an_error_inside_a_200_gets_the_class_of_its_type(kind: str, status: int, expected: type[LLMError]) -> None:
     event = {
         "type": "error",
         "error": {"details": None, "type": kind, "message": "oops"},
@@ -433,9 +429,7 @@ def test_events_that_are_not_known_are_skipped(event: object) -> None:
     assert (texts, draft) == ([""], Draft())
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"{}", b"[]", b"5", b'{"content": null}', b'{"content": "text"}']
-)
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"[]", b"5", b'{"content": null}', b'{"content": "text"}'])
 def test_a_200_that_is_no_answer_is_a_bad_payload(body: bytes) -> None:
     with pytest.raises(BadPayload):
         Anthropic().decode(body, Draft())
@@ -464,9 +458,7 @@ SPEAKABLE = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=
 @given(st.lists(SPEAKABLE, max_size=8), st.randoms(use_true_random=False))
 def test_a_stream_cut_anywhere_says_what_was_said(pieces: list[str], rng: random.Random) -> None:
     events = [START, block("text", text=""), PING, *map(text, pieces), shut(), last(output_tokens=3), STOP]
-    wire = b"".join(
-        b"event: %s\ndata: %s\n\n" % (each["type"].encode(), orjson.dumps(each)) for each in events
-    )
+    wire = b"".join(b"event: %s\ndata: %s\n\n" % (each["type"].encode(), orjson.dumps(each)) for each in events)
     splitter, draft, texts = Splitter(), Draft(), []
     while wire:
         size = rng.randint(1, 40)
@@ -515,11 +507,7 @@ TYPES = [
     "text_delta",
 ]
 JSONS = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 600)
-    | st.floats(allow_nan=False)
-    | st.sampled_from([*TYPES, "{", ""]),
+    st.none() | st.booleans() | st.integers(-3, 600) | st.floats(allow_nan=False) | st.sampled_from([*TYPES, "{", ""]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
     max_leaves=25,
 )

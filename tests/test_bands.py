@@ -15,9 +15,9 @@ BANDS = {
     "providers.sse": 1, "providers.limits": 1, "providers.fault": 1, "providers.base": 2, "providers.taxonomy": 2,
     "providers.openai": 3, "providers.anthropic": 3, "providers.http": 3,
     "providers.endpoint": 4, "providers.presets": 4, "providers": 5,
-    "sim.wire": 1, "sim.kinds": 1, "sim.physics": 2, "sim.faults": 2, "sim.replies": 2, "sim.script": 2, "sim.tally": 2,
-    "sim.openai_ask": 2, "sim.openai_wire": 2, "sim.anthropic_ask": 2, "sim.anthropic_wire": 2,
-    "sim.world": 3, "sim.transport": 4, "sim.server": 5, "sim": 6,
+    "sim.wire": 1, "sim.kinds": 1, "sim.physics": 2, "sim.faults": 2, "sim.replies": 2, "sim.script": 2,
+    "sim.tally": 2, "sim.aside": 2, "sim.openai_ask": 2, "sim.openai_wire": 2, "sim.anthropic_ask": 2,
+    "sim.anthropic_wire": 2, "sim.world": 3, "sim.transport": 4, "sim.server": 5, "sim": 6,
     "strategy": 3, "frame": 3, "feeder": 3, "stats": 4, "job": 4, "lab": 6, "": 8, "__main__": 9,
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ def imports_of(path: Path) -> list[tuple[str, bool]]:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for node in ast.walk(function)
     }
-    found = []
+    found: list[tuple[str, bool]] = []
     for node in ast.walk(tree):
         found.extend((target, id(node) in inside) for target in targets_of(node))
     return found
@@ -46,9 +46,7 @@ def imports_of(path: Path) -> list[tuple[str, bool]]:
 
 def targets_of(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
-        return [
-            n.name.removeprefix("llmlab").lstrip(".") for n in node.names if n.name.split(".")[0] == "llmlab"
-        ]
+        return [n.name.removeprefix("llmlab").lstrip(".") for n in node.names if n.name.split(".")[0] == "llmlab"]
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llmlab":
         base = (node.module or "").removeprefix("llmlab").lstrip(".")
         names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]

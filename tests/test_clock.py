@@ -393,6 +393,17 @@ def test_sockets_are_refused() -> None:
     run_virtual(main)
 
 
+def test_there_is_nothing_to_take_away_from_a_loop_without_files() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert not loop.remove_reader(0)
+        assert not loop.remove_writer(0)
+        with pytest.raises(KeyError):
+            loop._selector.unregister(0)  # type: ignore[attr-defined]
+
+    run_virtual(main)
+
+
 def test_a_server_is_refused() -> None:
     async def main() -> None:
         with socket.socket() as listening:

@@ -62,9 +62,7 @@ def chunked(*chunks: bytes, end: bool = True) -> bytes:
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
-    length = next(
-        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length" in line
-    )
+    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length" in line)
     return head + await reader.readexactly(length)
 
 
@@ -86,10 +84,12 @@ def answer_with(data: bytes, *, then: str = "close") -> Behaviour:
 
 @asynccontextmanager
 async def serving(behave: Behaviour) -> AsyncIterator[str]:
-    tasks = set()
+    tasks: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
         try:
             await behave(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -272,9 +272,7 @@ def test_a_whole_body_in_answer_to_a_streaming_request_is_one_piece(make_call, e
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_html_with_status_200_is_a_bad_payload(stream: bool, make_call) -> None:
-    error = error_from(
-        answer_with(whole(b"<html>Bad gateway</html>", kind="text/html")), make_call(stream=stream)
-    )
+    error = error_from(answer_with(whole(b"<html>Bad gateway</html>", kind="text/html")), make_call(stream=stream))
     assert isinstance(error, BadPayload)
 
 
@@ -408,9 +406,7 @@ def test_a_query_in_the_base_url_is_kept(make_call) -> None:
 
 def test_a_key_the_server_echoes_is_blotted_out(make_call) -> None:
     def handler(_: httpx.Request) -> httpx.Response:
-        return httpx.Response(
-            401, json={"error": {"message": "Incorrect key my-secret-key-123", "code": "x"}}
-        )
+        return httpx.Response(401, json={"error": {"message": "Incorrect key my-secret-key-123", "code": "x"}})
 
     provider = make_provider("http://a.test/v1", transport=mocked(handler), key=Secret("my-secret-key-123"))
     with pytest.raises(AuthFailed) as raised:
@@ -423,9 +419,7 @@ def test_a_rejected_key_says_where_the_key_came_from(make_call) -> None:
     def handler(_: httpx.Request) -> httpx.Response:
         return httpx.Response(401, json={"error": {"message": "no", "code": "invalid_api_key"}})
 
-    provider = make_provider(
-        "http://a.test/v1", transport=mocked(handler), key_hint="OPENAI_API_KEY or api_key="
-    )
+    provider = make_provider("http://a.test/v1", transport=mocked(handler), key_hint="OPENAI_API_KEY or api_key=")
     with pytest.raises(AuthFailed, match="check OPENAI_API_KEY or api_key="):
         asyncio.run(provider(make_call()))
 

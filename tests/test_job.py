@@ -40,9 +40,7 @@ class Endpoint:
         return reply(call.prompt.text.upper())
 
 
-def make_job(
-    source: Any, endpoint: Any, *, concurrency: int = 4, strategy: Strategy | None = None
-) -> Job[Any]:
+def make_job(source: Any, endpoint: Any, *, concurrency: int = 4, strategy: Strategy | None = None) -> Job[Any]:
     rows = source if isinstance(source, Rows) else read_rows(source)
     live = (strategy or Strategy.default(concurrency=concurrency)).fresh()
     return Job(
@@ -235,9 +233,7 @@ def test_requests_in_flight_when_a_fatal_error_comes_are_not_thrown_away() -> No
 
 def test_a_cancelled_job_returns_its_frame_with_the_finished_rows() -> None:
     async def main() -> pd.DataFrame:
-        job = make_job(
-            pd.Series(letters(20), index=list("abcdefghijklmnopqrst")), Endpoint(1.0), concurrency=4
-        )
+        job = make_job(pd.Series(letters(20), index=list("abcdefghijklmnopqrst")), Endpoint(1.0), concurrency=4)
         await asyncio.sleep(2.5)
         job.cancel()
         frame: pd.DataFrame = await job

@@ -128,9 +128,7 @@ def test_run_takes_a_conversation(lab: llmlab.Lab, recorder: Recorder) -> None:
 
 
 def test_a_failure_of_run_raises_its_error() -> None:
-    transport = httpx.MockTransport(
-        lambda _: httpx.Response(400, json={"error": {"message": "no such thing"}})
-    )
+    transport = httpx.MockTransport(lambda _: httpx.Response(400, json={"error": {"message": "no such thing"}}))
     with pytest.raises(BadRequest, match="no such thing"):
         llmlab.Lab("openai:m", api_key="k", transport=transport).run("Hello").result()
 
@@ -154,9 +152,7 @@ def test_the_result_has_the_inputs_index(index: pd.Index, lab: llmlab.Lab) -> No
     assert out.content.tolist() == ["re: p", "re: q", "re: r"]
 
 
-def test_a_template_takes_columns_and_rows_set_their_own_parameters(
-    lab: llmlab.Lab, recorder: Recorder
-) -> None:
+def test_a_template_takes_columns_and_rows_set_their_own_parameters(lab: llmlab.Lab, recorder: Recorder) -> None:
     table = pd.DataFrame(
         {
             "review": ["good", "bad"],
@@ -187,9 +183,7 @@ def test_nothing_is_sent_that_the_user_did_not_set(lab: llmlab.Lab, recorder: Re
 
 
 def test_the_labs_parameters_hold_unless_a_job_sets_its_own(recorder: Recorder) -> None:
-    lab = llmlab.Lab(
-        "openai:m", api_key="k", transport=recorder, temperature=0.2, system="Lab", extra={"seed": 1}
-    )
+    lab = llmlab.Lab("openai:m", api_key="k", transport=recorder, temperature=0.2, system="Lab", extra={"seed": 1})
     lab.run("a").result()
     lab.run("b", temperature=0, system="Job", extra={"top_p": 0.5}).result()
     assert recorder.bodies[0]["temperature"] == 0.2

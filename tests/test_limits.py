@@ -130,9 +130,7 @@ def test_a_sentence_says_how_long_to_wait(message: str, seconds: float) -> None:
     assert retry_after({}, message) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(
-    "message", ["", "try again in 5 messages", "try again later", "in 5s", "try again in 1.2.3s"]
-)
+@pytest.mark.parametrize("message", ["", "try again in 5 messages", "try again later", "in 5s", "try again in 1.2.3s"])
 def test_a_sentence_without_a_time_is_none(message: str) -> None:
     assert spoken(message) is None
 

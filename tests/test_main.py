@@ -53,9 +53,7 @@ def test_rows_over_a_socket_with_faults_are_all_answered_and_all_counted(
     prompts = [f"Row {n}: say something about {n % 7}." for n in range(150)]
 
     async def ask() -> pd.DataFrame:
-        lab = llmlab.Lab(
-            f"{dialect}:any", base_url=getattr(faulty, dialect), api_key="k", concurrency=60, seed=1
-        )
+        lab = llmlab.Lab(f"{dialect}:any", base_url=getattr(faulty, dialect), api_key="k", concurrency=60, seed=1)
         return await lab.run_many(prompts, stream=stream, max_tokens=30)
 
     out = asyncio.run(ask())

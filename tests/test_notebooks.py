@@ -14,9 +14,7 @@ QUIET = "import warnings; import llmlab, asyncio, pandas as pd\nfrom llmlab impo
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    client = NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}
-    )
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}})
     executed: nbformat.NotebookNode = asyncio.run(client.async_execute())
     return executed
 

@@ -59,9 +59,7 @@ def answered(message: dict[str, Any], finish_reason: object = "stop", **more: ob
     return whole({"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}], **more})
 
 
-def chunk(
-    delta: object = None, finish_reason: object = None, index: int = 0, **more: object
-) -> dict[str, Any]:
+def chunk(delta: object = None, finish_reason: object = None, index: int = 0, **more: object) -> dict[str, Any]:
     return {
         "model": "m",
         "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish_reason}],
@@ -88,9 +86,7 @@ def test_nothing_is_sent_that_the_user_did_not_set() -> None:
 
 
 def test_what_the_user_set_is_sent() -> None:
-    prompt = Prompt.of(
-        "Hello", temperature=0.0, max_tokens=7, extra={"stop": ["x"], "logit_bias": {50256: -100}}
-    )
+    prompt = Prompt.of("Hello", temperature=0.0, max_tokens=7, extra={"stop": ["x"], "logit_bias": {50256: -100}})
     body = sent(prompt)
     assert (body["temperature"], body["max_completion_tokens"], body["stop"]) == (0.0, 7, ["x"])
     assert body["logit_bias"] == {"50256": -100}
@@ -98,8 +94,7 @@ def test_what_the_user_set_is_sent() -> None:
 
 def test_only_a_stream_asks_for_a_stream_and_its_usage() -> None:
     assert (
-        sent(Prompt.of("x"), stream=True).items()
-        >= {"stream": True, "stream_options": {"include_usage": True}}.items()
+        sent(Prompt.of("x"), stream=True).items() >= {"stream": True, "stream_options": {"include_usage": True}}.items()
     )
     assert "stream_options" not in sent(Prompt.of("x"), stream=True, codec=OpenAI(stream_options=False))
 
@@ -192,9 +187,7 @@ def test_every_finish_reason_has_a_name(wire: object, ours: str) -> None:
     assert answered({"content": "x"}, wire).finish_reason == ours
 
 
-@pytest.mark.parametrize(
-    "message", [{"content": None}, {}, {"content": ""}, {"content": None, "refusal": None}]
-)
+@pytest.mark.parametrize("message", [{"content": None}, {}, {"content": ""}, {"content": None, "refusal": None}])
 def test_an_answer_without_text_is_empty(message: dict[str, Any]) -> None:
     draft = answered(message, "length")
     assert (draft.text, draft.finish_reason, draft.complete) == ("", "length", True)
@@ -206,9 +199,7 @@ def test_a_refusal_is_a_result() -> None:
 
 
 def test_a_streamed_refusal_is_a_result() -> None:
-    draft, texts = streamed(
-        chunk({"refusal": "I "}), chunk({"content": None, "refusal": "cannot."}), chunk({}, "stop")
-    )
+    draft, texts = streamed(chunk({"refusal": "I "}), chunk({"content": None, "refusal": "cannot."}), chunk({}, "stop"))
     assert (texts, draft.text, draft.finish_reason) == (["I ", "cannot.", ""], "I cannot.", "content_filter")
 
 
@@ -401,9 +392,7 @@ def test_groqs_usage_is_read() -> None:
 
 
 def test_azures_first_chunk_without_choices_is_skipped() -> None:
-    draft, texts = streamed(
-        {"choices": [], "model": "", "prompt_filter_results": [{}]}, chunk({"content": "a"})
-    )
+    draft, texts = streamed({"choices": [], "model": "", "prompt_filter_results": [{}]}, chunk({"content": "a"}))
     assert (texts, draft.model, draft.complete) == (["", "a"], "m", False)
 
 
@@ -477,9 +466,7 @@ def test_an_event_named_error_is_raised_whatever_it_holds(data: str) -> None:
     assert data == "[]" or caught.value.message == "oops"
 
 
-@pytest.mark.parametrize(
-    ("reason", "kind"), [("insufficient_system_resource", Overloaded), ("error", ServerError)]
-)
+@pytest.mark.parametrize(("reason", "kind"), [("insufficient_system_resource", Overloaded), ("error", ServerError)])
 def test_a_finish_reason_that_means_failure_is_raised(reason: str, kind: type[LLMError]) -> None:
     with pytest.raises(kind):
         streamed(chunk({}, reason))
@@ -515,9 +502,7 @@ def test_an_event_that_is_no_object_is_a_bad_payload(data: str) -> None:
         streamed(data)
 
 
-@pytest.mark.parametrize(
-    "data", [" ", "\n", '{"type": "ping"}', '{"error": null, "choices": []}', '{"choices": [5]}']
-)
+@pytest.mark.parametrize("data", [" ", "\n", '{"type": "ping"}', '{"error": null, "choices": []}', '{"choices": [5]}'])
 def test_an_event_that_says_nothing_is_skipped(data: str) -> None:
     assert streamed(data)[1] == [""]
 

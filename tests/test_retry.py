@@ -104,9 +104,7 @@ def test_text_already_shown_forbids_a_retry(virtual, make_call, script) -> None:
     assert len(endpoint.at) == 1
 
 
-def test_each_retry_is_an_event_and_its_wait_is_on_the_rows_account(
-    virtual, make_call, script, emitted
-) -> None:
+def test_each_retry_is_an_event_and_its_wait_is_on_the_rows_account(virtual, make_call, script, emitted) -> None:
     call = make_call()
     policy = Retry(growth="constant", jitter="none", base=2.0)
     virtual(lambda: policy(call, script(ServerError("boom"), ServerError("boom"), None)))

@@ -32,9 +32,7 @@ LARGE = "Request too large for m in o on tokens per min (TPM): Limit 30000, Requ
 HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title><style>p{}</style></head><p>x</p></html>"
 
 
-def openai(
-    message: str = "m", kind: str | None = None, code: str | int | None = None, **more: object
-) -> bytes:
+def openai(message: str = "m", kind: str | None = None, code: str | int | None = None, **more: object) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code, **more}})
 
 
@@ -188,9 +186,7 @@ DIALECT_ROWS = [
     # llama.cpp
     (
         400,
-        openai(
-            "the request exceeds the available context size", "exceed_context_size_error", 400, n_ctx=4096
-        ),
+        openai("the request exceeds the available context size", "exceed_context_size_error", 400, n_ctx=4096),
         ContextTooLong,
     ),
     (503, openai("Loading model", "unavailable_error", 503), Overloaded),
@@ -242,9 +238,7 @@ DIALECT_ROWS = [
     (429, orjson.dumps([google(429, "RESOURCE_EXHAUSTED", {"retryDelay": "32s"})]), RateLimited),
     (
         429,
-        orjson.dumps(
-            [google(429, "RESOURCE_EXHAUSTED", {"violations": [{"quotaId": "RequestsPerDayPerModel"}]})]
-        ),
+        orjson.dumps([google(429, "RESOURCE_EXHAUSTED", {"violations": [{"quotaId": "RequestsPerDayPerModel"}]})]),
         QuotaExhausted,
     ),
     (400, orjson.dumps([google(400, "INVALID_ARGUMENT", {"reason": "API_KEY_INVALID"})]), AuthFailed),
@@ -313,9 +307,7 @@ def test_each_sentence_about_the_context_is_known_at_any_status(fragment: str, s
         ("new_error", 500, ServerError),
     ],
 )
-def test_an_error_inside_a_200_gets_the_status_of_its_type(
-    kind: str, status: int, expected: type[LLMError]
-) -> None:
+def test_an_error_inside_a_200_gets_the_status_of_its_type(kind: str, status: int, expected: type[LLMError]) -> None:
     error = judged(200, anthropic(kind))
     assert (type(error), error.status) == (expected, status)
 
@@ -438,9 +430,7 @@ def test_a_long_message_is_cut_at_500_characters() -> None:
     assert judged(400, b"y" * 10**6).message == "y" * 499 + "…"
 
 
-@pytest.mark.parametrize(
-    "key", ["sk-abcdefgh12345678", "gsk_abcdefgh1234", "xai-abcdefgh1234", "AIza" + "x" * 35]
-)
+@pytest.mark.parametrize("key", ["sk-abcdefgh12345678", "gsk_abcdefgh1234", "xai-abcdefgh1234", "AIza" + "x" * 35])
 def test_a_key_that_the_provider_repeats_is_hidden(key: str) -> None:
     error = judged(401, openai(f"Incorrect API key provided: {key}. You sent Bearer {key}"))
     assert key not in str(error)
@@ -454,9 +444,7 @@ def test_the_error_names_code_and_request() -> None:
         "r1",
         "HTTP 404 model_not_found: m",
     )
-    assert (
-        judged(429, anthropic("rate_limit_error", "m", "ramp_limit_exceeded")).code == "ramp_limit_exceeded"
-    )
+    assert judged(429, anthropic("rate_limit_error", "m", "ramp_limit_exceeded")).code == "ramp_limit_exceeded"
     assert judged(529, anthropic("overloaded_error")).request_id == "req_1"
     assert classify(500, {"request-id": "r2"}, b"", request_id_header="request-id").request_id == "r2"
 
@@ -541,9 +529,7 @@ def test_a_wrong_key_has_no_hint_yet() -> None:
 
 
 def test_a_model_of_another_vendor_is_not_sent_to_the_responses_api() -> None:
-    assert (
-        judged(404, openai("The model `gemini-9-pro` does not exist", None, "model_not_found")).hint is None
-    )
+    assert judged(404, openai("The model `gemini-9-pro` does not exist", None, "model_not_found")).hint is None
 
 
 def test_a_validation_error_does_not_repeat_the_prompt() -> None:
@@ -563,11 +549,7 @@ def test_the_status_of_a_type_means_what_its_code_means() -> None:
 
 
 JSONS = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(

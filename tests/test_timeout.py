@@ -101,9 +101,7 @@ def test_the_connect_deadline_is_handed_to_the_sender(virtual, make_call, script
     assert call.connect_timeout == 3
 
 
-@pytest.mark.parametrize(
-    "fields", [{"attempt": 0}, {"total": -1}, {"connect": float("nan")}, {"first_token": "5"}]
-)
+@pytest.mark.parametrize("fields", [{"attempt": 0}, {"total": -1}, {"connect": float("nan")}, {"first_token": "5"}])
 def test_a_senseless_deadline_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         Timeout(**fields)  # type: ignore[arg-type]

@@ -38,9 +38,7 @@ class Timeout:
             value = getattr(self, each.name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ValueError(f"Timeout: {each.name} must be a number of seconds above 0, not {value!r}")
-        if self.total is not None and any(
-            (self.attempt, self.connect, self.first_token, self.between_tokens)
-        ):
+        if self.total is not None and any((self.attempt, self.connect, self.first_token, self.between_tokens)):
             raise ValueError(
                 "Timeout: total covers the whole row and stands outermost; give the deadlines of an attempt to a "
                 "Timeout of their own, below Admit"
@@ -90,9 +88,7 @@ def _say(phase: Phase, seconds: float) -> str:
 class _Pulse:
     """Watches a stream's pieces. One timer, re-armed only when it fires: a piece costs one clock reading."""
 
-    def __init__(
-        self, call: Call, scope: asyncio.Timeout, first: float | None, between: float | None
-    ) -> None:
+    def __init__(self, call: Call, scope: asyncio.Timeout, first: float | None, between: float | None) -> None:
         self._call, self._scope, self._between = call, scope, between
         self._emit = call.emit
         self._loop = asyncio.get_running_loop()

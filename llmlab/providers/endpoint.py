@@ -77,9 +77,7 @@ class Provider:
         }
         headers.update(self.codec.headers(self.key.reveal() if self.key else None))
         self.sender = (
-            AiohttpSender(url, headers)
-            if self.transport is None
-            else HttpxSender(self.transport, url, headers)
+            AiohttpSender(url, headers) if self.transport is None else HttpxSender(self.transport, url, headers)
         )
 
     async def __call__(self, call: Call) -> Reply:

@@ -72,9 +72,7 @@ class Sender(Protocol):
 class HttpxSender:
     """Sends through a transport of the user's own, which stays the user's to close."""
 
-    def __init__(
-        self, transport: httpx.AsyncBaseTransport, url: httpx.URL, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport, url: httpx.URL, headers: Mapping[str, str]) -> None:
         self._transport, self._url = transport, url
         self._headers = httpx.Headers(dict(headers))
 
@@ -111,9 +109,7 @@ class _HttpxAnswer:
             _raise(error)
 
     async def aclose(self) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # the answer or its error is known; how the socket ends is not news
+        with contextlib.suppress(Exception):  # the answer or its error is known; how the socket ends is not news
             await self._response.aclose()
 
 
@@ -170,9 +166,7 @@ class _Wire:
             ),
             headers=dict(headers),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=bool(
-                getproxies()
-            ),  # looked up for each request by aiohttp, so only where there is a proxy
+            trust_env=bool(getproxies()),  # looked up for each request by aiohttp, so only where there is a proxy
         )
 
     async def post(self, body: bytes, connect_timeout: float | None) -> "aiohttp.ClientResponse":

@@ -41,9 +41,7 @@ _PRESETS = {
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     ),
     "groq": Preset(_COMPATIBLE, "https://api.groq.com/openai/v1", ("GROQ_API_KEY",)),
-    "mistral": Preset(
-        partial(_COMPATIBLE, stream_options=False), "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",)
-    ),
+    "mistral": Preset(partial(_COMPATIBLE, stream_options=False), "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",)),
     "openrouter": Preset(_COMPATIBLE, "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY",)),
     "together": Preset(_COMPATIBLE, "https://api.together.ai/v1", ("TOGETHER_API_KEY",)),
     "xai": Preset(_COMPATIBLE, "https://api.x.ai/v1", ("XAI_API_KEY",)),

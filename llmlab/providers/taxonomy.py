@@ -218,9 +218,7 @@ def _by_body(status: int, said: Fault, delay: float | None) -> type[LLMError] | 
     if size := _by_size(status, text, coded):
         return size
     if any(word.startswith("cmek_") for word in words):
-        return (
-            PermissionDenied  # Anthropic sends it as a 503: the customer's own encryption key is the trouble
-        )
+        return PermissionDenied  # Anthropic sends it as a 503: the customer's own encryption key is the trouble
     if said.moderated and status == 403:  # noqa: PLR2004
         return ContentBlocked
     if coded:
@@ -288,11 +286,7 @@ def _unsupported_hint(said: Fault) -> str:
     name = said.param or (next(filter(None, found.groups())) if found else "")
     if name == "max_tokens":
         return "the model refuses 'max_tokens': it wants 'max_completion_tokens'"
-    return (
-        f"the model refuses {fault.plain(name, 40)!r}: leave it out"
-        if name
-        else "leave the refused parameter out"
-    )
+    return f"the model refuses {fault.plain(name, 40)!r}: leave it out" if name else "leave the refused parameter out"
 
 
 def _obey(error: LLMError, wish: str, *, by_status: bool) -> None:

@@ -39,7 +39,7 @@ class Simulator(httpx.AsyncBaseTransport):
         physics: Speed, capacity and rate limits. None: a decent hosted API without limits.
         faults: What goes wrong. None: nothing.
         keys: Keys that are let in. None: any, or no key at all.
-        models: Models that exist. None: any name, and `llmlab.sim.world.MODELS` are listed.
+        models: Models that exist. None: any name, and `llmlab.sim.aside.MODELS` are listed.
         say: What to answer, instead of made-up English; `max_tokens` and stop texts still cut it.
     """
 

@@ -5,6 +5,8 @@ on purpose or by the rules is a `Refusal` (an error answer) or `Broken` (the con
 """
 
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from llmlab.types import JSON
@@ -218,3 +220,9 @@ class Wire(Protocol):
     def model(self, name: str) -> JSON:
         """Write one model's entry."""
         ...
+
+
+@lru_cache(maxsize=64)
+def http_date(second: int) -> str:
+    """Write Unix time as an HTTP `Date`."""
+    return formatdate(second, usegmt=True)

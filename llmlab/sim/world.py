@@ -9,25 +9,21 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
-from email.utils import formatdate
-from functools import lru_cache
+from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import orjson
 
 from llmlab.clock import wall_offset
-from llmlab.sim import anthropic_ask, anthropic_wire, openai_ask, openai_wire, replies
+from llmlab.sim import anthropic_ask, anthropic_wire, aside, openai_ask, openai_wire, replies
 from llmlab.sim.faults import Faults
 from llmlab.sim.kinds import NONE, Kind
 from llmlab.sim.physics import Allowance, Engine, Full, Physics, Seat
 from llmlab.sim.script import Body, Response, Script, of_body, of_events, whole
 from llmlab.sim.tally import Tally
-from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire
+from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire, http_date
 from llmlab.types import JSON
-
-MODELS = ("sim-small", "sim-large", "sim-reasoning")
-"""Models listed where the simulator is not told others; it then answers for any name."""
 
 Say: TypeAlias = Callable[[Ask], str]
 Reach: TypeAlias = Callable[[int], Awaitable[None]]
@@ -323,7 +319,7 @@ class World:
         return whole(status, headers, orjson.dumps(body), _JSON)
 
     def _headers(self, visit: _Visit, *, levels: bool = True) -> dict[str, str]:
-        headers = {"date": _date(int(visit.unix))} | visit.wire.ids(visit.stamp, visit.now - visit.came)
+        headers = {"date": http_date(int(visit.unix))} | visit.wire.ids(visit.stamp, visit.now - visit.came)
         if levels and (allowance := self._allowance(visit)).buckets:
             headers |= visit.wire.levels(allowance.levels(visit.now), visit.unix)
         return headers
@@ -334,37 +330,22 @@ class World:
         anthropic = path.endswith("/count_tokens") or headers.get("anthropic-version") is not None
         wire = (_ANTHROPIC if anthropic else _OPENAI).wire
         try:
-            status, value = self._look_up(wire, method, path, headers, body)
+            if path != aside.STATS:
+                self._authorize(headers)
+            count = partial(_count, body, headers)
+            status, value = aside.look_up(wire, method, path, models=self.models, stats=self.stats, count=count)
         except Refusal as refusal:
             status, value = wire.error(refusal, "req_aside")
         if value is None:
             return whole(status, {}, b"404 page not found\n", "text/plain")
         return whole(status, {}, orjson.dumps(value), _JSON)
 
-    def _look_up(self, wire: Wire, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, JSON | None]:
-        if path == "/sim/stats":
-            return 200, self.stats()
-        self._authorize(headers)
-        if path.endswith("/messages/count_tokens") and method == "POST":
-            return 200, {"input_tokens": replies.input_tokens(anthropic_ask.parse_count(body, headers))}
-        if path.endswith((_OPENAI.path, _ANTHROPIC.path, "/count_tokens")):
-            refusal = Refusal("bad_request", f"Not allowed to {method} on {path}.")
-            return 405, wire.error(refusal, "req_aside")[1]
-        known = MODELS if self.models is None else self.models
-        if path.endswith("/models"):
-            return 200, wire.models(known)
-        _, found, name = path.rpartition("/models/")
-        if found and name not in known:
-            raise Refusal("not_found", facts={"model": name})
-        return (200, wire.model(name)) if found else (404, None)
+
+def _count(body: bytes, headers: Headers) -> int:
+    return replies.input_tokens(anthropic_ask.parse_count(body, headers))
 
 
 def _facts(allowance: Allowance, name: str, visit: _Visit, ask: Ask, costs: dict[str, int]) -> JSON:
     level = allowance.levels(visit.now)[name]
     used = level.limit - level.remaining
     return {"model": ask.model, "bucket": name, "limit": level.limit, "used": used, "asked": costs[name]}
-
-
-@lru_cache(maxsize=64)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
