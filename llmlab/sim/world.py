@@ -25,7 +25,7 @@ from llmlab.sim.tally import Tally
 from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire, http_date
 from llmlab.types import JSON
 
-Say: TypeAlias = Callable[[Ask], str]
+
 Reach: TypeAlias = Callable[[int], Awaitable[None]]
 
 _JSON = "application/json"
@@ -97,7 +97,7 @@ class World:
         faults: Faults | None = None,
         keys: Iterable[str] | None = None,
         models: Iterable[str] | None = None,
-        say: Say | None = None,
+        say: Callable[[Ask], str] | None = None,
     ) -> None:
         self.seed = seed
         self.physics = Physics() if physics is None else physics
