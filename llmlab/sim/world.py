@@ -81,10 +81,6 @@ class _Visit:
     def unix(self) -> float:
         return self.here.loop.time() + self.here.offset
 
-    @property
-    def id(self) -> str:
-        return f"req_{self.stamp.id}"
-
 
 class World:
     """A simulated provider of both dialects. Parameters as for `llmlab.sim.transport.Simulator`."""
@@ -243,7 +239,7 @@ class World:
         await seat.reach(self.physics.first(tokens, visit.rng))
         if visit.kind.name == "html_200":
             return whole(200, self._headers(visit), _HTML, "text/html")
-        error = visit.wire.error(Refusal("server_error"), visit.id)[1]
+        error = visit.wire.error(Refusal("server_error"), f"req_{visit.stamp.id}")[1]
         return whole(200, self._headers(visit), orjson.dumps(error), _JSON)
 
     async def _plain(self, visit: _Visit, seat: Seat, ask: Ask, answer: Answer) -> Response:
@@ -257,7 +253,7 @@ class World:
 
     def _stream(self, visit: _Visit, seat: Seat, ask: Ask, answer: Answer) -> Response:
         wire, fault = visit.wire, visit.kind.name
-        error = wire.error_event(Refusal("overloaded"), visit.id)
+        error = wire.error_event(Refusal("overloaded"), f"req_{visit.stamp.id}")
         script = of_events(wire.stream(ask, answer, visit.stamp, fault), fault, visit.rng, error=error)
         return self._respond(visit, script, _SSE, self._pace(visit, seat, answer))
 
@@ -305,7 +301,7 @@ class World:
             self._leave(visit)
 
     def _refuse(self, visit: _Visit, refusal: Refusal) -> Response:
-        status, error = visit.wire.error(refusal, visit.id)
+        status, error = visit.wire.error(refusal, f"req_{visit.stamp.id}")
         headers = self._headers(visit, levels=refusal.hint not in ("text", "none"))
         headers |= visit.wire.hints(refusal, visit.unix)
         shape = visit.kind.name
