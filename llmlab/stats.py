@@ -16,8 +16,8 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
         `total_time_ms` from the first row's start to the last row's end; `avg_latency_ms`, `p50_latency_ms`,
         `p95_latency_ms`, `p99_latency_ms` over the successful rows (linear interpolation; NaN if there is none);
         `rows_per_s` (successful rows) and `tokens_per_s` (their output tokens) over the total time;
-        `input_tokens`, `output_tokens` of the answers; `cost_usd` of the answers whose price is known (NaN if
-        none is).
+        `input_tokens`, `output_tokens` of the answers (NaN if the provider named none); `cost_usd` of the answers
+        whose price is known (NaN if none is).
 
     Raises:
         TypeError: `out` is no DataFrame: perhaps a job that was not awaited.
@@ -45,12 +45,18 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
         "p95_latency_ms": p95,
         "p99_latency_ms": p99,
         "rows_per_s": _rate(len(ok), seconds),
-        "tokens_per_s": _rate(int(ok["output_tokens"].sum()), seconds),
-        "input_tokens": int(ok["input_tokens"].sum()),
-        "output_tokens": int(ok["output_tokens"].sum()),
+        "tokens_per_s": _rate(_total(ok["output_tokens"]), seconds),
+        "input_tokens": _total(ok["input_tokens"]),
+        "output_tokens": _total(ok["output_tokens"]),
         "cost_usd": ok["cost_usd"].sum(min_count=1),
     }
     return pd.Series(numbers, name="summary", dtype=object)
+
+
+def _total(tokens: "pd.Series[Any]") -> int | float:
+    """Their sum; unknown is not 0."""
+    known = tokens.dropna()
+    return float("nan") if len(tokens) and known.empty else int(known.sum())
 
 
 def _span_s(out: pd.DataFrame) -> float:
@@ -58,5 +64,5 @@ def _span_s(out: pd.DataFrame) -> float:
     return 0.0 if pd.isna(first) or pd.isna(last) else (last - first).total_seconds()
 
 
-def _rate(count: int, seconds: float) -> float:
+def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds > 0 else float("nan")

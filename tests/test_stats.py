@@ -98,9 +98,9 @@ def test_costs_are_added_where_they_are_known() -> None:
     assert np.isnan(numbers(ok(cost=None))["cost_usd"])
 
 
-def test_an_answer_of_unknown_usage_counts_no_tokens() -> None:
+def test_tokens_nobody_told_are_unknown_and_not_0() -> None:
     silent = Outcome(0, HI, "ok", Reply("a", "stop", "p", "m"), None, 1, 0.0, 0.0, START, START + 1)
-    assert numbers(silent)["output_tokens"] == 0
+    assert np.isnan(numbers(silent)["output_tokens"])
     assert numbers(silent, ok(tokens=7))["output_tokens"] == 7
 
 
