@@ -144,10 +144,13 @@ class Job(Generic[T]):
     @property
     def frame(self) -> Frame:
         """The rows settled so far, in input order, with the input's index; see `llmlab.frame.COLUMNS`."""
-        return self._order.rows.frame(self._records)
+        return self._order.rows.frame(self._records.copy())  # a copy: the job may run in another thread
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
-        """Outcomes as they come, in the order in which rows are settled, from the first time it is asked for one."""
+        """Outcomes as they come, in the order in which rows are settled, from the first time it is asked for one.
+
+        Leaving the loop early cancels the job.
+        """
         return self._as_settled()
 
     async def _as_settled(self) -> AsyncIterator[Outcome]:
