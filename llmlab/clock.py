@@ -1,8 +1,8 @@
 """Virtual time: an event loop whose clock jumps to the next timer instead of waiting for it.
 
 The engine reads `loop.time()` and sleeps with asyncio only, so the very same code runs a simulated hour in
-seconds. The loop does no real I/O and takes no calls from other threads. With nothing ready and no timer armed
-it would wait for ever; it raises `Deadlock` and names the tasks that wait. Each pass costs one virtual
+seconds. The loop does no real I/O, and a call from another thread does not wake it. With nothing ready and no
+timer armed it would wait for ever; it raises `Deadlock` and names the tasks that wait. Each pass costs one virtual
 microsecond: a limiter that re-arms its timer at `now + 1e-15` would otherwise never see time move.
 """
 

@@ -130,7 +130,9 @@ class Lab:
         Raises:
             TypeError, ValueError: the prompt or a parameter is not usable; nothing was sent.
         """
-        given = prompt if isinstance(prompt, str | Prompt) else list(prompt)
+        given: Any = prompt
+        if isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping):
+            given = list(prompt)
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
         rows = Rows([Prompt.of(given, **defaults)], None, 1)
         return self._job("run", rows, stream=stream, bar=False, finish=_only_reply)

@@ -40,7 +40,7 @@ class Price:
         """US dollars for these tokens."""
         cached = self.input if self.cached is None else self.cached
         written = self.input if self.cache_write is None else self.cache_write
-        fresh = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
+        fresh = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)
         return (
             fresh * self.input
             + usage.cached_tokens * cached

@@ -77,7 +77,7 @@ class TextBar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._interval = IN_TERMINAL if sys.stderr.isatty() else ELSEWHERE
+        self._interval = IN_TERMINAL if sys.stderr is not None and sys.stderr.isatty() else ELSEWHERE
         self._bar: tqdm[Any] = tqdm(
             total=progress.now.total,
             unit="row",

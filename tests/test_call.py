@@ -2,7 +2,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.call import Call, Handler, Policy, chain
@@ -45,6 +45,7 @@ def test_the_first_policy_is_the_outermost() -> None:
     assert trace == [("outer", "in"), ("inner", "in"), ("inner", "out"), ("outer", "out")]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30))
 def test_every_policy_is_passed_once_each_way(depth: int) -> None:
     trace: list[Any] = []

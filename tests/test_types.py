@@ -114,7 +114,7 @@ def test_a_missing_value_is_missing_and_no_prompt(missing: Any) -> None:
     "there",
     ["", "nan", "None", 0, 0.0, False, (), [], {}, [None], b"", np.array([]), np.array([1.0, np.nan]),
      pd.Series([np.nan, np.nan]), pd.Timestamp(0), object()],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_a_value_that_is_there_is_not_missing(there: Any) -> None:
     assert not is_missing(there)
