@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="same seed, same faults and answers (default: 0)")
     demo.set_defaults(run=_demo)
     simulate = commands.add_parser("simulate", help="serve the simulated provider on a socket")
-    simulate.add_argument("--port", type=int, default=8080, help="0: any free port (default: 8080)")
+    simulate.add_argument("--port", type=_port, default=8080, help="0: any free port (default: 8080)")
     simulate.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     simulate.add_argument(
         "--anywhere",
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--seed", type=int, default=0, help="same seed, same faults and answers (default: 0)")
     simulate.set_defaults(run=_simulate)
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 2**16:
+        raise ValueError(text)
+    return port
 
 
 def _simulate(args: argparse.Namespace) -> int:

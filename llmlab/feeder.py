@@ -14,7 +14,7 @@ from typing import TypeAlias
 from llmlab.call import Call, Handler
 from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
-from llmlab.events import Admitted, Attempted, Bus, Finished, Stopped
+from llmlab.events import Admitted, Attempted, Bus, Finished, Retrying, Stopped
 from llmlab.progress import say
 from llmlab.rules.slots import Slots
 from llmlab.types import Outcome, Prompt, Status
@@ -26,6 +26,8 @@ LONG_ANSWER = 21_333
 more than ten minutes, and boxes on the way cut connections that are silent for so long (as Anthropic's SDK reckons)."""
 BREATH = 64
 """Rows taken from a source in one go before the loop may do something else."""
+LONGEST_BREATH = 0.005
+"""Seconds after which it may in any case: a slow source must not hold up the answers."""
 
 
 Item: TypeAlias = Prompt | Exception
@@ -48,8 +50,8 @@ class Load:
 
     items: Iterable[Item] | AsyncIterable[Item]
     """The rows, lazily."""
-    sized: bool
-    """Whether their number is known: then rows that a stop keeps from being taken are marked, too."""
+    total: int | None
+    """How many; None if unknown. If known, rows that a stop keeps from being taken are marked, too."""
     places: Iterator[int]
     """Places in the lab's line, one for each row taken."""
     stream: bool = False
@@ -77,6 +79,7 @@ class Feeder:
         self._wall = wall_offset()
         bus.subscribe(self._admitted, Admitted)
         bus.subscribe(self._attempted, Attempted)
+        bus.subscribe(self._retrying, Retrying)
 
     async def go(self) -> None:
         """Take and settle all rows, or as many as there are until somebody stops it.
@@ -98,14 +101,21 @@ class Feeder:
         await asyncio.wait([self._feeder])
         if not self._feeder.cancelled():
             self._feeder.result()
+        elif self.stopped is None:
+            raise RuntimeError("the source of the prompts was cancelled from within")
 
     async def _feed(self) -> None:
         index = 0
+        breath = self._loop.time()
         async for item in self._items:
+            if self.stopped is not None:  # by the source itself, or by a listener
+                self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
+                return
             self._start(index, item)
             index += 1
-            if index % BREATH == 0:
+            if index % BREATH == 0 or self._loop.time() - breath > LONGEST_BREATH:
                 await asyncio.sleep(0)
+                breath = self._loop.time()
             while self._full():
                 self._room.clear()
                 await self._room.wait()
@@ -114,8 +124,9 @@ class Feeder:
         if self._tasks:
             await asyncio.wait(tuple(self._tasks.values()))
         for index in tuple(self._tasks):  # cancelled before they had taken their first step
-            self._settle(index, self._prompts[index], "cancelled", asyncio.CancelledError(self.stopped))
-        if self.stopped is not None and self.load.sized:
+            why = asyncio.CancelledError(self.stopped or "cancelled from below")
+            self._settle(index, self._prompts[index], "cancelled", why)
+        if self.stopped is not None and self.load.total is not None:
             await self._write_off()
 
     def _start(self, index: int, item: Item) -> None:
@@ -133,7 +144,8 @@ class Feeder:
         try:
             reply = await self.ground.handler(call)
         except asyncio.CancelledError:
-            self._settle(index, prompt, "cancelled", asyncio.CancelledError(self.stopped), call, started)
+            why = self.stopped or "cancelled from below"
+            self._settle(index, prompt, "cancelled", asyncio.CancelledError(why), call, started)
         except Exception as error:  # noqa: BLE001  a row's failure is data, whatever it is
             self._settle(index, prompt, "error", error, call, started)
             if isinstance(error, LLMError) and error.verdict.fatal:
@@ -198,6 +210,10 @@ class Feeder:
     def _attempted(self, event: Attempted) -> None:
         self._sent.discard(event.index)
 
+    def _retrying(self, event: Retrying) -> None:
+        if self.stopped is not None:  # its request was in flight when the job stopped; there is no next one
+            self._tasks[event.index].cancel()
+
     # -- stopping -----------------------------------------------------------------------------------------
 
     def stop(self, reason: str, *, drain: bool = False) -> None:
@@ -214,7 +230,8 @@ class Feeder:
     def _give_up(self, error: LLMError) -> None:
         if self.stopped is None:
             reason = f"{type(error).__name__}: {error}"
-            say(f"llmlab: the job stops early, rows already answered are kept. {reason}")
+            if self.load.total != 1:
+                say(f"llmlab: the job stops early, rows already answered are kept. {reason}")
             self.stop(f"not sent: the job stopped at row {self.settled}. {reason}", drain=True)
 
     async def _write_off(self) -> None:

@@ -44,7 +44,7 @@ class Order:
     def load(self) -> Load:
         """The rows for a feeder."""
         rows = self.rows
-        return Load(rows.items, rows.total is not None, self.places, self.stream, self.seed)
+        return Load(rows.items, rows.total, self.places, self.stream, self.seed)
 
 
 class Job(Generic[T]):
@@ -78,7 +78,7 @@ class Job(Generic[T]):
             home.call_soon(self._start)
         elif (loop := running_loop()) is not None:
             # Not at once: `lab.run_many(…).result()` in a notebook must find the lab unbound to the kernel's loop.
-            self._starter: asyncio.Handle = loop.call_soon(self._start)
+            self._starter: asyncio.Handle = loop.call_soon(self._start_by_itself)
 
     # -- waiting ------------------------------------------------------------------------------------------
 
@@ -89,14 +89,21 @@ class Job(Generic[T]):
         if self._home.elsewhere:
             loop = self._home.loop
             assert loop is not None  # noqa: S101  a home elsewhere has a loop
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._join(), loop))
+            waiting = asyncio.run_coroutine_threadsafe(self._join(), loop)
+            with sigint_guard(partial(self._stop, "interrupted"), waiting.cancel, loop=loop):
+                return await asyncio.wrap_future(waiting)
         return await self._join()
 
     def result(self) -> T:
         """Wait without `await`: in scripts, in notebooks, in threads. Returns what awaiting returns."""
         if self._task is None and hasattr(self, "_starter"):
             self._starter.cancel()
-        return self._home.run(self._join, stop=partial(self._stop, "interrupted"))
+        try:
+            return self._home.run(self._join, stop=partial(self._stop, "interrupted"))
+        except asyncio.CancelledError:
+            if self._cancelled == "interrupted":  # of a job that has nothing to give back, as `run`
+                raise KeyboardInterrupt from None
+            raise
 
     async def _join(self) -> T:
         task = self._start()
@@ -107,6 +114,7 @@ class Job(Generic[T]):
                 if not task.done():  # whoever waited was cancelled: nothing goes on behind their back
                     self._stop("cancelled")
                     await asyncio.wait([task])
+                    _ = task.cancelled() or task.exception()  # seen: nobody else will ask
                 raise
 
     def _start(self) -> asyncio.Task[T]:
@@ -114,6 +122,10 @@ class Job(Generic[T]):
             self._feeder = Feeder(self._order.load(), self._open(), self.bus, self._keep)
             self._task = asyncio.get_running_loop().create_task(self._main(self._feeder), name=f"llmlab {self.name}")
         return self._task
+
+    def _start_by_itself(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the lab is at work on another loop: whoever waits is told
+            self._start()
 
     def _keep(self, outcome: Outcome) -> None:
         self._records[outcome.index] = record(outcome)

@@ -1,5 +1,6 @@
 """The door: one provider, one strategy, one line that all jobs share."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping
 from functools import partial
@@ -92,6 +93,8 @@ class Lab:
         """The live stack; its state belongs to this lab."""
         self.last: Job[Any] | None = None
         """The job started last: after an interrupted cell, `lab.last.frame` has the finished rows."""
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed must be a whole number, not {seed!r}")
         if loop not in ("caller", "thread"):
             raise ValueError(f"loop must be 'caller' or 'thread', not {loop!r}")
         self._home = Home(loop)
@@ -205,7 +208,11 @@ class Lab:
 
     async def aclose(self) -> None:
         """Close the connections. Not needed at the end of a program: the loop does it."""
-        await self._provider.sender.aclose()
+        home = self._home
+        if home.loop is None or home.loop is asyncio.get_running_loop():
+            await self._provider.sender.aclose()
+        else:
+            await asyncio.to_thread(home.close, self._provider.sender.aclose)
 
     async def __aenter__(self) -> Self:
         return self
@@ -216,7 +223,7 @@ class Lab:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"Lab({self.model!r}, base_url={self._provider.base_url!r}, concurrency={self.concurrency})"
+        return f"Lab({self.model!r}, base_url={self._provider.shown_url!r}, concurrency={self.concurrency})"
 
     # -- inside -------------------------------------------------------------------------------------------
 

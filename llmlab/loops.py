@@ -26,6 +26,9 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 Main = Callable[[], Coroutine[Any, Any, T]]
 
+WINDING_UP = 5
+"""Tries to bring a broken run to its end."""
+
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """The loop that runs in this thread, if any."""
@@ -45,39 +48,42 @@ class Home:
     def __init__(self, where: Literal["caller", "thread"] = "caller") -> None:
         self._where = where
         self._thread: threading.Thread | None = None
-        self._own: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._own: asyncio.AbstractEventLoop | None = None  # runs only while `result()` waits in this thread
+        self._guests: set[asyncio.Task[Any]] = set()  # work that other threads wait for
+        self._bound: asyncio.AbstractEventLoop | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def bind(self) -> bool:
-        """Make the running loop the home; True if it had another one before.
+        """Make the running loop the home; True if work was done on another one before.
 
         Raises:
             RuntimeError: the home is another loop, and it runs.
         """
         here = asyncio.get_running_loop()
-        if self.loop is here:
+        if self._bound is here:
             return False
-        if self.loop is not None and self.loop.is_running():
+        if self.loop is not None and self.loop is not here and self.loop.is_running():
             raise RuntimeError(
                 "this Lab is at work on another event loop: use one Lab per loop, or Lab(loop='thread') for all"
             )
-        if self._own is not None:
-            _close(self._own)
-            self._own = None
-        moved = self.loop is not None
-        self.loop = here
+        if self._own is not here:
+            self._drop_own()
+        moved = self._bound is not None
+        self.loop = self._bound = here
         return moved
 
     @property
     def elsewhere(self) -> bool:
-        """Whether the home is a loop that does not run in this thread."""
+        """Whether the home is a private thread, and this is another one."""
         if self._where == "thread":
             self._start_thread()
         return self._thread is not None and threading.current_thread() is not self._thread
 
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Run `callback` on the home's loop, from any thread."""
-        if self.loop is None or self.loop.is_closed() or running_loop() is self.loop:
+        """Run `callback` on the home's loop, from any thread; at once where no loop runs that it could disturb."""
+        idle = self._thread is None and self.loop is not None and not self.loop.is_running()
+        if self.loop is None or self.loop.is_closed() or idle or running_loop() is self.loop:
             callback()
         else:
             self.loop.call_soon_threadsafe(callback)
@@ -92,19 +98,43 @@ class Home:
         here = running_loop()
         if self.loop is not None and self.loop.is_closed():
             self.loop = self._thread = None
-        if not self.elsewhere and here is not None:
-            if self.loop is here:
-                return _reenter(here, main)
+        if here is not None and self.loop is here:
+            return _reenter(here, main)
+        if here is not None and not self.elsewhere:
+            self._drop_own()
             self._start_thread()
+        if here is None and self.loop is None and threading.current_thread() is not threading.main_thread():
+            self._start_thread()  # several threads may come: a loop of one of them could not serve the others
         if self.elsewhere or (self.loop is not None and self.loop.is_running()):
             return self._run_there(main, stop)
         return self._run_here(main)
+
+    def close(self, main: Main[None]) -> None:
+        """Run `main()`, which closes something, on the home's loop if that still can run; forget it otherwise."""
+        if self.loop is not None and not self.loop.is_closed():
+            self.run(main)
 
     def _run_here(self, main: Main[T]) -> T:
         if self.loop is None:
             self.loop = self._own = asyncio.new_event_loop()
             weakref.finalize(self, _close, self._own)
-        return self.loop.run_until_complete(main())
+        task = self.loop.create_task(main())
+        try:
+            result = self.loop.run_until_complete(task)
+        except BaseException:
+            self._wind_up(task)
+            raise
+        while self._guests:
+            self.loop.run_until_complete(asyncio.wait(tuple(self._guests)))
+        return result
+
+    def _wind_up(self, task: asyncio.Task[Any]) -> None:
+        """Bring a task to its end that a KeyboardInterrupt has left in the middle of things."""
+        task.cancel()
+        for _ in range(WINDING_UP):
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):  # they come out of each task that sees them
+                if self.loop is not None and not task.done():
+                    self.loop.run_until_complete(asyncio.wait([task]))
 
     def _run_there(self, main: Main[T], stop: Callable[[], object] | None) -> T:
         loop = self.loop
@@ -114,29 +144,34 @@ class Home:
         done = threading.Event()
 
         def start() -> None:
-            box["task"] = loop.create_task(main(), context=context)
-            box["task"].add_done_callback(lambda _: done.set())
+            task = box["task"] = loop.create_task(main(), context=context)
+            self._guests.add(task)
+            task.add_done_callback(self._guests.discard)
+            task.add_done_callback(lambda _: done.set())
+
+        def cancel() -> None:
+            box["task"].cancel()
 
         loop.call_soon_threadsafe(start)
-        interrupts = 0
-        while not done.is_set():
-            try:
-                done.wait()
-            except KeyboardInterrupt:
-                interrupts += 1
-                first = interrupts == 1 and stop is not None
-                loop.call_soon_threadsafe(stop if first and stop else box["task"].cancel)
+        with sigint_guard(stop or cancel, cancel, loop=loop):
+            done.wait()
         return box["task"].result()
 
+    def _drop_own(self) -> None:
+        if self._own is not None and not self._own.is_running():
+            _close(self._own)
+            if self.loop is self._own:
+                self.loop = None
+            self._own = None
+
     def _start_thread(self) -> None:
-        if self._thread is not None:
-            return
-        if self.loop is not None and not self.loop.is_closed():
-            return
-        loop = self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=_serve, args=(loop,), name="llmlab-loop", daemon=True)
-        self._thread.start()
-        weakref.finalize(self, _stop, loop)
+        with self._lock:
+            if self._thread is not None or (self.loop is not None and not self.loop.is_closed()):
+                return
+            loop = self.loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_serve, args=(loop,), name="llmlab-loop", daemon=True)
+            self._thread.start()
+            weakref.finalize(self, _stop, loop)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -148,7 +183,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop of our own; its async generators (the open connections) are closed first."""
+    """Close a loop of our own: first what still runs on it, then its async generators (the open connections)."""
     if loop.is_closed() or loop.is_running():
         return
     if running_loop() is not None:  # a thread can only run one loop at a time
@@ -156,6 +191,11 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
         helper.start()
         helper.join()
         return
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 
@@ -206,18 +246,20 @@ _interrupts = _Interrupts()
 
 
 @contextlib.contextmanager
-def sigint_guard(stop: Callable[[], object], cancel: Callable[[], object]) -> Iterator[None]:
-    """Answer Ctrl-C and the notebook's Stop while a run is awaited in the main thread.
+def sigint_guard(
+    stop: Callable[[], object], cancel: Callable[[], object], *, loop: asyncio.AbstractEventLoop | None = None
+) -> Iterator[None]:
+    """Answer Ctrl-C and the notebook's Stop while a run is waited for in the main thread.
 
-    The first interrupt calls `stop` on the running loop, the second `cancel`, the third raises
-    KeyboardInterrupt. The kernel's own interrupt would only be seen at the loop's next event.
+    The first interrupt calls `stop` on the loop (the running one by default), the second `cancel`, the third
+    raises KeyboardInterrupt. The kernel's own interrupt would only be seen at the loop's next event.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
+    there = loop or asyncio.get_running_loop()
     # call_soon_threadsafe, because it wakes a loop that waits for its next event
-    answers = iter([partial(loop.call_soon_threadsafe, answer) for answer in (stop, cancel)])
+    answers = iter([partial(there.call_soon_threadsafe, answer) for answer in (stop, cancel)])
     _interrupts.enter(answers)
     try:
         yield

@@ -60,8 +60,10 @@ def _total(tokens: "pd.Series[Any]") -> int | float:
 
 
 def _span_s(out: pd.DataFrame) -> float:
-    first, last = out["started_at"].min(), out["finished_at"].max()
-    return 0.0 if pd.isna(first) or pd.isna(last) else (last - first).total_seconds()
+    # Read again from a CSV, times are texts.
+    first = pd.to_datetime(out["started_at"], utc=True).min()
+    span = pd.to_datetime(out["finished_at"], utc=True).max() - first
+    return 0.0 if pd.isna(span) else span.total_seconds()
 
 
 def _rate(count: float, seconds: float) -> float:

@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -8,13 +9,13 @@ import pytest
 
 from llmlab.call import Call
 from llmlab.clock import run_virtual
-from llmlab.errors import AuthFailed, BadRequest, ServerError
+from llmlab.errors import AuthFailed, BadRequest, RateLimited, ServerError
 from llmlab.feeder import LIVE_ROWS, Ground
 from llmlab.frame import Rows, read_rows
 from llmlab.job import Job, Order
 from llmlab.loops import Home
 from llmlab.strategy import Strategy
-from llmlab.types import Reply
+from llmlab.types import Prompt, Reply
 from tests.conftest import reply
 
 
@@ -361,3 +362,90 @@ def test_no_rows_give_an_empty_frame_with_all_columns(empty: Any) -> None:
     out = run(empty, Endpoint())
     assert len(out) == 0
     assert out.attempts.dtype == "int64"
+
+
+def test_after_a_fatal_error_nothing_in_flight_is_tried_again() -> None:
+    """Rows in flight may end; those that end badly do not go through all their retries first."""
+
+    class Throttled(Endpoint):
+        async def __call__(self, call: Call) -> Reply:
+            call.attempts += 1
+            await asyncio.sleep(0.1 if call.index == 1 else 0.5)
+            raise AuthFailed("bad key") if call.index == 1 else RateLimited("slow", retry_after=60.0)
+
+    async def main() -> tuple[float, pd.DataFrame]:
+        out = await make_job(letters(3), Throttled())
+        return asyncio.get_running_loop().time(), out
+
+    ended, out = run_virtual(main)
+    assert ended < 1
+    assert out.attempts.tolist() == [1, 1, 1]
+    assert out.status.tolist() == ["cancelled", "error", "cancelled"]
+
+
+def test_a_slow_source_does_not_hold_up_the_answers() -> None:
+    ticks: list[int] = []
+    seen: list[int] = []
+
+    def source() -> Iterator[str]:
+        for n in range(8):
+            deadline = time.perf_counter() + 0.02
+            while time.perf_counter() < deadline:
+                pass
+            seen.append(len(ticks))
+            yield f"p{n}"
+
+    async def tick() -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        ticker = asyncio.create_task(tick())
+        await make_job(source(), Endpoint(0.0), concurrency=100)
+        ticker.cancel()
+
+    asyncio.run(main())
+    assert len(set(seen)) > 6, "the loop had its turn between slow rows"
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_source_that_cancels_its_job_has_no_further_row_sent(sized: bool) -> None:
+    endpoint = Endpoint(1.0)
+
+    async def main() -> pd.DataFrame:
+        def items() -> Iterator[Prompt]:
+            for n in range(30):
+                if n == 3:
+                    job.cancel()
+                yield Prompt.of(f"p{n}")
+
+        job = make_job(Rows(items(), None, 30 if sized else None), endpoint, concurrency=30)
+        frame: pd.DataFrame = await job
+        return frame
+
+    out = run_virtual(main)
+    assert len(out) == (30 if sized else 4)
+    assert set(out.status) == {"cancelled"}
+    assert len(endpoint.started) <= 3
+
+
+def test_a_source_that_is_cancelled_from_within_is_an_error_and_not_its_end() -> None:
+    def source() -> Iterator[str]:
+        yield "a"
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        job = make_job(source(), Endpoint())
+        with pytest.raises(RuntimeError, match="cancelled from within"):
+            await job
+        assert job.frame.status.tolist() == ["ok"]
+
+    run_virtual(main)
+
+
+def test_a_row_cancelled_from_below_says_so() -> None:
+    async def endpoint(_: Call) -> Reply:
+        raise asyncio.CancelledError
+
+    assert run(["a"], endpoint).error.tolist() == ["cancelled from below"]

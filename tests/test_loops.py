@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from llmlab.frame import read_rows
 from llmlab.job import Job, Order
 from llmlab.loops import Home, running_loop, sigint_guard
 from llmlab.strategy import Strategy
+from tests.conftest import reply
 
 
 async def where() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
@@ -229,3 +231,131 @@ def test_running_loop_says_whether_one_runs_here() -> None:
 
 
 _: Callable[[], Awaitable[object]] = where
+
+
+# -- several threads --------------------------------------------------------------------------------------
+
+
+def answering_job(home: Home, seconds: float = 0.01) -> Job[Any]:
+    async def answer(_: object) -> Any:
+        await asyncio.sleep(seconds)
+        return reply()
+
+    strategy = Strategy.bare(concurrency=2).fresh()
+    return Job(
+        "test",
+        Order(read_rows(["a", "b"])),
+        home=home,
+        open_ground=lambda: (home.bind(), Ground(strategy.handler(answer), strategy.slots))[1],
+        finish=lambda job: list(job.frame.status),
+    )
+
+
+@pytest.mark.parametrize("where", ["caller", "thread"])
+def test_results_may_be_asked_for_from_many_threads(where: Any) -> None:
+    for _ in range(10):
+        home = Home(where)
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _, home=home: answering_job(home).result(), range(16), timeout=20))
+        assert results == [["ok", "ok"]] * 16
+
+
+def test_a_thread_that_asks_while_the_main_thread_runs_the_loop_is_served_to_the_end() -> None:
+    home = Home()
+    box: list[Any] = []
+    second = threading.Timer(0.05, lambda: box.append(answering_job(home, 0.2).result()))
+    second.start()
+    assert answering_job(home, 0.1).result() == ["ok", "ok"]
+    second.join(5)
+    assert box == [["ok", "ok"]]
+
+
+def test_a_result_in_a_script_and_then_inside_an_async_function() -> None:
+    home = Home()
+
+    async def main() -> Any:
+        return answering_job(home).result()
+
+    assert answering_job(home).result() == asyncio.run(main()) == ["ok", "ok"]
+
+
+def test_work_moves_to_the_loop_that_runs_now() -> None:
+    home = Home()
+    moved: list[bool] = []
+
+    async def note() -> None:
+        moved.append(home.bind())
+
+    asyncio.run(note())
+    home.run(note)
+    home.run(note)
+    asyncio.run(note())
+    assert moved == [False, True, False, True]
+
+
+# -- interrupts, continued --------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import asyncio, os, signal, sys, threading, time
+import httpx, llmlab
+
+class Never(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request):
+        await asyncio.Event().wait()
+
+times, how, where = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+lab = llmlab.Lab("openai:m", api_key="k", transport=Never(), loop=where)
+
+def interrupt():
+    for _ in range(times):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+async def main():
+    return await lab.run_many(["a", "b", "c"])
+
+threading.Timer(0.3, interrupt).start()
+out = lab.run_many(["a", "b", "c"]).result() if how == "result" else asyncio.run(main())
+print(out.status.tolist())
+"""
+
+
+@pytest.mark.parametrize("where", ["caller", "thread"])
+@pytest.mark.parametrize("how", ["result", "await"])
+def test_ctrl_c_in_a_script_gives_the_partial_frame(how: str, where: str) -> None:
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", INTERRUPTED, "1", how, where], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == "['cancelled', 'cancelled', 'cancelled']\n", done.stderr
+
+
+def test_ctrl_c_while_one_prompt_is_answered_is_a_keyboard_interrupt() -> None:
+    code = INTERRUPTED.replace('lab.run_many(["a", "b", "c"]).result()', 'lab.run("a").result()')
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code, "1", "result", "caller"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_keyboard_interrupt_out_of_a_task_leaves_no_handler_and_no_frozen_heap() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def source() -> Any:
+        yield "a"
+        raise KeyboardInterrupt
+
+    async def never(_: object) -> Any:
+        await asyncio.Event().wait()
+
+    strategy = Strategy.bare().fresh()
+    job: Job[Any] = Job(
+        "test",
+        Order(read_rows(source())),
+        home=Home(),
+        open_ground=lambda: Ground(strategy.handler(never), strategy.slots),
+        finish=lambda job: job.frame,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        job.result()
+    assert signal.getsignal(signal.SIGINT) == before
+    assert gc.get_freeze_count() == 0

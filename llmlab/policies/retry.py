@@ -125,6 +125,8 @@ class _Account:
         verdict = error.verdict
         if not verdict.retry or call.committed:
             return False
+        if not self.failures and not self.throttles:
+            self.began += call.queue_s  # its clock starts when the first attempt is sent, not in line for it
         if error.retry_after is not None and error.retry_after > self.policy.max_retry_after:
             error.hint = (
                 f"the provider asks to wait {error.retry_after:.0f} s, longer than Retry's max_retry_after of "

@@ -36,7 +36,8 @@ class Timeout:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < math.inf):
                 raise ValueError(f"Timeout: {each.name} must be a number of seconds above 0, not {value!r}")
         if self.total is not None and any((self.attempt, self.connect, self.first_token, self.between_tokens)):
             raise ValueError(

@@ -37,12 +37,15 @@ def connect(
         url = base_url or "http://simulated/v1"
         return Provider(name, OpenAI(), model_name, url, transport=sender, prices=prices or {})
     preset = PRESETS[name]
+    key = _key(name, preset, api_key, needed=base_url is None and not isinstance(transport, Simulator))
+    if key is not None and httpx.URL(base_url or "").userinfo:
+        raise ValueError("base_url carries a user and password, and there is a key too: only one of them can be sent")
     return Provider(
         name,
         preset.codec(),
         model_name,
         _url(name, base_url or preset.base_url),
-        key=_key(name, preset, api_key, needed=base_url is None and not isinstance(transport, Simulator)),
+        key=key,
         key_hint=_key_hint(preset),
         transport=transport,
         prices=prices or {},
@@ -74,6 +77,8 @@ def _url(name: str, base_url: str | None) -> str:
         raise ValueError(f"base_url {base_url!r} is no URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"base_url must begin with http:// or https:// and name a host, not {base_url!r}")
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise ValueError(f"base_url names port {url.port}; ports end at 65535")
     return base_url
 
 
@@ -82,9 +87,10 @@ def _key_hint(preset: Preset) -> str:
 
 
 def _key(name: str, preset: Preset, given: str | None, *, needed: bool) -> Secret | None:
-    key = given or next((os.environ[var] for var in preset.key_vars if os.environ.get(var)), None)
+    sources = (given, *(os.environ.get(var) for var in preset.key_vars))
+    key = next((clean for each in sources if each is not None and (clean := _clean(each))), None)
     if key is not None:
-        return Secret(_clean(key))
+        return Secret(key)
     if preset.key_required and needed:
         variables = " or ".join(preset.key_vars)
         raise ValueError(f"{name} needs a key: set the environment variable {variables}, or pass api_key=")

@@ -109,7 +109,9 @@ class Anthropic:
         try:
             data = orjson.loads(event.data)
         except orjson.JSONDecodeError:
-            return self._not_json(event)
+            data = self._not_json(event)
+            if data is None:
+                return ""
         if type(data) is not dict:
             if carries_error(data) or event.event == "error":
                 raise self._refusal(event, data)
@@ -125,12 +127,12 @@ class Anthropic:
         """The error that an answer of this status stands for. Never raises."""
         return classify(status, headers, body, request_id_header=self.request_id_header, path_hint=BASE_HINT)
 
-    def _not_json(self, event: ServerEvent) -> str:
+    def _not_json(self, event: ServerEvent) -> object:
         if event.event == "error":
             raise self._refusal(event, None)
         if event.data.strip() not in ("", DONE):  # some proxies end as OpenAI does
-            unpack(event.data)
-        return ""
+            return unpack(event.data)
+        return None
 
     def _refusal(self, event: ServerEvent, data: object) -> LLMError:
         status = 200 if carries_error(data) else 500

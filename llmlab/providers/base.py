@@ -4,6 +4,8 @@ A codec knows one wire format and its dialects. It never sends, waits or retries
 sending. One `Draft` gathers an answer, whether it comes as one body or in pieces.
 """
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,8 +42,8 @@ class Draft:
 
     @property
     def text(self) -> str:
-        """The text so far."""
-        return "".join(self.pieces)
+        """The text so far; halves of a surrogate pair that came apart are one character again."""
+        return _mended("".join(self.pieces))
 
     def reply(
         self,
@@ -67,6 +69,14 @@ class Draft:
             ttft_s=ttft_s,
             cost_usd=cost_usd,
         )
+
+
+def _mended(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class Codec(Protocol):
@@ -114,7 +124,7 @@ def pack(body: JSON) -> bytes:
 
 
 def unpack(body: bytes | str) -> object:
-    """Read JSON of any kind.
+    """Read JSON of any kind, also with halves of surrogate pairs (a server may cut an emoji in two).
 
     Raises:
         BadPayload: It is none; the message shows how it begins.
@@ -124,6 +134,8 @@ def unpack(body: bytes | str) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(body)
         head = body[:800].decode(errors="replace") if isinstance(body, bytes) else body[:200]
         shown = " ".join(head[:200].split()) or "nothing"
         raise BadPayload(f"the answer is not JSON but begins: {shown}") from None

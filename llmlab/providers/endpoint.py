@@ -17,10 +17,12 @@ from llmlab.events import Attempted, Delta
 from llmlab.prices import Prices
 from llmlab.providers.base import Codec, Draft
 from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Sender
-from llmlab.providers.sse import ServerEvent, Splitter
+from llmlab.providers.sse import BOM, ServerEvent, Splitter
 from llmlab.types import Reply
 from llmlab.version import __version__
 
+AFTERWORD = 2.0
+"""Seconds for which token counts and the last word are waited for once an answer is complete."""
 DRAIN = 0.1
 """Seconds for reading a stream to its end after its last word: the connection can then be used again."""
 
@@ -39,7 +41,7 @@ class Secret:
 
     def hide(self, text: str) -> str:
         """The text with the key blotted out."""
-        return text.replace(self._value, "***")
+        return text.replace(self._value, "***") if self._value else text
 
     def __repr__(self) -> str:
         return "Secret('***')"
@@ -55,7 +57,7 @@ class Provider:
     """The wire format."""
     model: str
     """Answers prompts that name no model of their own."""
-    base_url: str
+    base_url: str = field(repr=False)
     """Without the codec's path."""
     key: Secret | None = None
     """The API key, if there is one."""
@@ -67,6 +69,12 @@ class Provider:
     """Known prices by model."""
     sender: Sender = field(init=False, repr=False)
     """The connections."""
+
+    @property
+    def shown_url(self) -> str:
+        """The base URL without password and query, which may hold secrets."""
+        url = httpx.URL(self.base_url)
+        return str(url.copy_with(userinfo=b"", query=None)) + ("?…" if url.query else "")
 
     def __post_init__(self) -> None:
         url = _url(self.base_url, self.codec.path)
@@ -93,6 +101,9 @@ class Provider:
         except asyncio.CancelledError:
             error = LLMError("the attempt was given up before its answer was complete")
             raise
+        except Exception as bug:
+            error = LLMError(f"{type(bug).__name__}: {bug}")
+            raise
         finally:
             exchange.report(error)
 
@@ -113,6 +124,7 @@ class _Exchange:
         self.draft = Draft()
         self.sent: float | None = None
         self.first: float | None = None
+        self.complete: float | None = None
 
     async def run(self) -> Reply:
         call = self.call
@@ -130,7 +142,7 @@ class _Exchange:
     async def _read(self, answer: Answer) -> None:
         if not 200 <= answer.status < 300:  # noqa: PLR2004
             headers = {name.lower(): value for name, value in answer.headers.items()}
-            raise self.codec.error(answer.status, headers, await answer.read())
+            raise self.codec.error(answer.status, headers, await _what_came(answer))
         if self.call.stream:
             await self._read_stream(answer.chunks())
         else:
@@ -138,7 +150,7 @@ class _Exchange:
 
     async def _read_stream(self, chunks: AsyncIterator[bytes]) -> None:
         head = await _head(chunks)
-        if head.lstrip()[:1] in (b"{", b"[", b"<"):  # one body in answer to a streaming request
+        if head.removeprefix(BOM).lstrip()[:1] in (b"{", b"[", b"<"):  # one body in answer to a streaming request
             self.codec.decode(head + b"".join([chunk async for chunk in chunks]), self.draft)
             self._emit(self.draft.text)
             return
@@ -157,8 +169,19 @@ class _Exchange:
         async for chunk in chunks:
             if self._take(splitter.feed(chunk)):
                 return await _drain(chunks)
+            if self.draft.complete:
+                return await self._read_afterword(splitter, chunks)
         self._take(splitter.close())
         return None
+
+    async def _read_afterword(self, splitter: Splitter, chunks: AsyncIterator[bytes]) -> None:
+        """Read what may follow a complete answer; a server that says nothing and hangs on costs nothing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AFTERWORD):
+                async for chunk in chunks:
+                    if self._take(splitter.feed(chunk)):
+                        return
+                self._take(splitter.close())
 
     def _take(self, events: list[ServerEvent]) -> bool:
         """Read events into the draft; True when the stream has said its last word."""
@@ -167,6 +190,8 @@ class _Exchange:
             text = self.codec.delta(event, self.draft)
             if text or len(self.draft.reasoning) > thoughts:
                 self._emit(text)
+        if self.draft.complete and self.complete is None:
+            self.complete = self.loop.time()
         return self.draft.ended
 
     def _emit(self, text: str) -> None:
@@ -181,7 +206,7 @@ class _Exchange:
             provider=self.provider.name,
             model=model,
             request_id=headers.get(self.codec.request_id_header),
-            latency_s=self.loop.time() - sent,
+            latency_s=(self.complete or self.loop.time()) - sent,
             ttft_s=None if self.first is None else self.first - sent,
             cost_usd=price.cost(usage) if price is not None and usage is not None else None,
         )
@@ -203,6 +228,14 @@ async def _head(chunks: AsyncIterator[bytes]) -> bytes:
     return head
 
 
+async def _what_came(answer: Answer) -> bytes:
+    """The body of an error; if it was cut off, its status still says most."""
+    try:
+        return await answer.read()
+    except LLMError:
+        return b""
+
+
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
     with contextlib.suppress(TimeoutError, LLMError):
         async with asyncio.timeout(DRAIN):
@@ -212,7 +245,8 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
 
 def _url(base_url: str, path: str) -> httpx.URL:
     url = httpx.URL(base_url)
-    base = url.path.rstrip("/")
+    base, question, query = url.raw_path.decode().partition("?")
+    base = base.rstrip("/")
     if base.endswith("/v1") and path.startswith("/v1/"):
         base = base.removesuffix("/v1")  # an Anthropic base URL written the way OpenAI's is
-    return url.copy_with(path=base + path)
+    return url.copy_with(raw_path=f"{base}{path}{question}{query}".encode())

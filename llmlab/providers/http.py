@@ -8,10 +8,12 @@ included, is any `httpx.AsyncBaseTransport` and gets `httpx.Request`s.
 The pool has no limit of its own: waiting happens in the lab's line, where it can be seen.
 """
 
+import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import TYPE_CHECKING, NoReturn, Protocol
-from urllib.request import getproxies
+from typing import TYPE_CHECKING, Protocol
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -82,8 +84,8 @@ class HttpxSender:
         request = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=limits)
         try:
             return _HttpxAnswer(await self._transport.handle_async_request(request))
-        except Exception as error:  # noqa: BLE001  sorted out by _raise
-            _raise(error)
+        except Exception as error:  # noqa: BLE001  sorted out by _known
+            raise _known(error) or error from error
 
     async def aclose(self) -> None:
         """Leave the transport open: it is the user's."""
@@ -105,8 +107,8 @@ class _HttpxAnswer:
         try:
             async for chunk in self._response.aiter_bytes():
                 yield chunk
-        except Exception as error:  # noqa: BLE001  sorted out by _raise
-            _raise(error)
+        except Exception as error:  # noqa: BLE001  sorted out by _known
+            raise _known(error) or error from error
 
     async def aclose(self) -> None:
         with contextlib.suppress(Exception):  # the answer or its error is known; how the socket ends is not news
@@ -114,38 +116,44 @@ class _HttpxAnswer:
 
 
 class AiohttpSender:
-    """Sends over connections of llmlab's own, opened when first needed and closed with their loop."""
+    """Sends over connections of llmlab's own, opened when first needed and closed with their loop.
+
+    aiohttp's exceptions never leave this class, not even as causes: they and the frames of their tracebacks hold
+    the request's headers, and so the key.
+    """
 
     def __init__(self, url: httpx.URL, headers: Mapping[str, str]) -> None:
         self._url, self._headers = url, dict(headers)
         self._wire: _Wire | None = None
-        self._keeper: AsyncGenerator[None] | None = None
 
     async def post(self, body: bytes, connect_timeout: float | None) -> Answer:
         """Send one request."""
         wire = self._wire or await self._open()
         try:
             return _AiohttpAnswer(await wire.post(body, connect_timeout))
-        except Exception as error:  # noqa: BLE001  sorted out by _raise
-            _raise(error)
+        except Exception as error:  # noqa: BLE001  sorted out by _plain
+            failure = _plain(error)
+        raise failure
 
     async def _open(self) -> "_Wire":
-        # The loop closes its async generators before it closes itself, also at the end of asyncio.run: this one
-        # closes the connections then, so that nobody has to remember to.
         self._wire = wire = _Wire(self._url, self._headers)
-        self._keeper = _keep(wire.session)
-        await anext(self._keeper)
+        await wire.keep()
+        weakref.finalize(self, wire.close_soon)
         return wire
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._keeper is not None:
-            await self._keeper.aclose()
+        if self._wire is not None:
+            await self._wire.aclose()
         self.forget()
 
     def forget(self) -> None:
         """Drop connections whose loop is gone."""
-        self._wire = self._keeper = None
+        self._wire = None
+
+
+_kept: "set[_Wire]" = set()
+"""Open sessions: they outlive their senders until their loop has closed them."""
 
 
 class _Wire:
@@ -158,7 +166,9 @@ class _Wire:
         self._timeout = aiohttp.ClientTimeout
         self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
         self._url = URL(str(url), encoded=True)
-        self.session = aiohttp.ClientSession(
+        self._loop = asyncio.get_running_loop()
+        self._keeper = self._keep()
+        self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
                 keepalive_timeout=KEEP_ALIVE,
@@ -166,7 +176,7 @@ class _Wire:
             ),
             headers=dict(headers),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=bool(getproxies()),  # looked up for each request by aiohttp, so only where there is a proxy
+            proxy=_proxy(url),  # chosen here: trust_env would also send passwords of ~/.netrc along with the key
         )
 
     async def post(self, body: bytes, connect_timeout: float | None) -> "aiohttp.ClientResponse":
@@ -175,7 +185,28 @@ class _Wire:
             timeout = self._timeout(sock_connect=connect_timeout)
             self._timeouts[connect_timeout] = timeout
         # Redirects are not followed: the key would go to whoever is named.
-        return await self.session.post(self._url, data=body, timeout=timeout, allow_redirects=False)
+        return await self._session.post(self._url, data=body, timeout=timeout, allow_redirects=False)
+
+    async def keep(self) -> None:
+        # The loop closes its async generators before it closes itself, also at the end of asyncio.run: this one
+        # closes the connections then, so that nobody has to remember to.
+        _kept.add(self)
+        await anext(self._keeper)
+
+    async def _keep(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            _kept.discard(self)
+            await self._session.close()
+
+    async def aclose(self) -> None:
+        await self._keeper.aclose()
+
+    def close_soon(self) -> None:
+        """The sender is gone: close the connections when the loop next runs, if it ever does."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self.aclose()))
 
 
 class _AiohttpAnswer:
@@ -187,25 +218,27 @@ class _AiohttpAnswer:
     async def read(self) -> bytes:
         try:
             return await self._response.read()
-        except Exception as error:  # noqa: BLE001  sorted out by _raise
-            _raise(error)
+        except Exception as error:  # noqa: BLE001  sorted out by _plain
+            failure = _plain(error)
+        raise failure
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        failure = None
         try:
             async for chunk in self._response.content.iter_any():
                 yield chunk
-        except Exception as error:  # noqa: BLE001  sorted out by _raise
-            _raise(error)
+        except Exception as error:  # noqa: BLE001  sorted out by _plain
+            failure = _plain(error)
+        if failure is not None:
+            raise failure
 
     async def aclose(self) -> None:
         self._response.release()  # closes the connection if the body was not read to its end
 
 
-async def _keep(session: "aiohttp.ClientSession") -> AsyncGenerator[None]:
-    try:
-        yield
-    finally:
-        await session.close()
+def _proxy(url: httpx.URL) -> str | None:
+    """The proxy that the environment names for this URL."""
+    return None if proxy_bypass(url.host) else getproxies().get(url.scheme)
 
 
 _CONNECT = {"ClientConnectorError", "ConnectError", "ProxyError", "ClientProxyConnectionError"}
@@ -215,23 +248,22 @@ _LOCAL = {"PoolTimeout", "LocalProtocolError", "UnsupportedProtocol", "InvalidUR
 _BROKEN = {"HTTPError", "StreamError", "ClientError", "OSError"}
 
 
-def _raise(error: Exception) -> NoReturn:
-    """Raise the LLMError for what was raised below; what is no failure of sending is a bug and stays itself."""
-    known = error if isinstance(error, LLMError) else _translated(error)
-    if known is None or known is error:
-        raise error
-    raise known from error
+def _plain(error: Exception) -> LLMError:
+    """The LLMError for what aiohttp raised, free of it."""
+    return _known(error) or Unsendable(f"{type(error).__name__}: {error}")
 
 
-def _translated(error: Exception) -> LLMError | None:
-    """The LLMError for an exception of aiohttp, httpx or the system, if it is one.
+def _known(error: Exception) -> LLMError | None:
+    """The LLMError for an exception of aiohttp, httpx or the system; None for what is no failure of sending.
 
     Class names stand for the classes, as aiohttp may not be imported. A transport that wraps aiohttp may report a
     dropped connection as ConnectTimeout (httpx-aiohttp does), so aiohttp's own exception, the cause, is asked first.
     """
+    if isinstance(error, LLMError):
+        return error
     origin = error if _from_aiohttp(error) or not _from_aiohttp(error.__cause__) else error.__cause__
     names = {kind.__name__ for kind in type(origin).__mro__}
-    text = str(origin) or type(origin).__name__
+    text = str(getattr(origin, "message", "") or origin) or type(origin).__name__  # str() may show the URL's query
     if names & _LOCAL:
         return Unsendable(text)
     if names & _CONNECT_TIME:

@@ -103,7 +103,9 @@ class OpenAI:
         try:
             chunk = orjson.loads(event.data)
         except orjson.JSONDecodeError:
-            return self._not_json(event, draft)
+            chunk = self._not_json(event, draft)
+            if chunk is None:
+                return ""
         if type(chunk) is not dict or event.event == "error" or chunk.get("error"):
             return self._odd(event, chunk)
         if draft.model is None or chunk.get("usage") or "x_groq" in chunk:
@@ -122,7 +124,8 @@ class OpenAI:
         role = "system" if message.role == "developer" and not self.developer_role else message.role
         return {"role": role, "content": message.content}
 
-    def _not_json(self, event: ServerEvent, draft: Draft) -> str:
+    def _not_json(self, event: ServerEvent, draft: Draft) -> object:
+        """Read an event that is the stream's last word, no JSON, or JSON that only the lenient reader takes."""
         word = event.data.strip()
         if word == DONE:
             _settle(draft)
@@ -130,8 +133,8 @@ class OpenAI:
         elif event.event == "error":
             raise self.error(500, {}, event.data.encode(errors="replace"))
         elif word:
-            unpack(event.data)
-        return ""
+            return unpack(event.data)
+        return None
 
     def _odd(self, event: ServerEvent, chunk: object) -> str:
         """An event that is no chunk: an error, or something to skip (a ping, filter results, usage alone)."""
