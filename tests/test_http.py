@@ -1,8 +1,10 @@
 """The sender, over real loopback sockets (through aiohttp) and over a user's own httpx transport (respx)."""
 
 import asyncio
+import gc
 import socket
 import struct
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -26,6 +28,7 @@ from llmlab.errors import (
 )
 from llmlab.events import Attempted, Delta
 from llmlab.prices import Price
+from llmlab.providers import endpoint
 from llmlab.providers.anthropic import Anthropic
 from llmlab.providers.endpoint import Provider, Secret
 from llmlab.providers.openai import OpenAI
@@ -439,4 +442,160 @@ def test_connections_are_closed_by_the_end_of_the_loop_without_a_word(make_call,
             await make_provider(base_url)(make_call())
 
     asyncio.run(main())
+    assert not [str(warning.message) for warning in recwarn if "nclosed" in str(warning.message)]
+
+
+# -- what an adversary found ------------------------------------------------------------------------------
+
+
+def hold_open(data: bytes) -> Behaviour:
+    """Sends an answer and keeps the connection open, without a word."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(data)
+        await writer.drain()
+        await reader.read()
+
+    return behave
+
+
+def test_a_complete_stream_whose_server_hangs_on_is_an_answer(make_call, monkeypatch) -> None:
+    monkeypatch.setattr(endpoint, "AFTERWORD", 0.05)
+    call = make_call(stream=True)
+    reply = asyncio.run(ask_server(hold_open(chunked(piece("Yes"), piece(reason="stop"), end=False)), call))
+    assert (reply.content, call.attempts) == ("Yes", 1)
+
+
+def test_token_counts_that_follow_a_complete_answer_are_read(make_call) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'
+    body = chunked(piece("Yes"), piece(reason="stop"), usage, b"data: [DONE]\n\n")
+    reply = asyncio.run(ask_server(answer_with(body), make_call(stream=True)))
+    assert reply.usage is not None
+    assert reply.usage.input_tokens == 5
+
+
+def test_latency_ends_with_the_answer_and_not_with_the_connection(make_call, monkeypatch) -> None:
+    monkeypatch.setattr(endpoint, "DRAIN", 0.5)
+    body = chunked(piece("Yes"), piece(reason="stop"), b"data: [DONE]\n\n", end=False)
+    reply = asyncio.run(ask_server(hold_open(body), make_call(stream=True)))
+    assert reply.latency_s < 0.4
+
+
+@pytest.mark.parametrize(("status", "kind"), [("401 No", AuthFailed), ("429 Slow", RateLimited)])
+def test_an_error_whose_body_is_cut_off_is_still_that_error(status: str, kind: type, make_call) -> None:
+    data = whole(b'{"error":{"message":"x"}}', status=status, more="Retry-After: 7\r\n")[:-5]
+    error = error_from(answer_with(data), make_call())
+    assert isinstance(error, kind)
+    assert error.retry_after == 7.0
+
+
+def test_an_emoji_cut_in_two_is_put_together_again(make_call) -> None:
+    halves = [b'data: {"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}\n\n',
+              b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00!"},"finish_reason":"stop"}]}\n\n']  # fmt: skip
+    reply = asyncio.run(ask_server(answer_with(chunked(*halves, b"data: [DONE]\n\n")), make_call(stream=True)))
+    assert reply.content == "\N{GRINNING FACE}!"
+
+
+def test_a_percent_encoded_path_stays_as_it_is(make_call) -> None:
+    seen = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.raw_path)
+        return httpx.Response(200, content=ANSWER)
+
+    asyncio.run(make_provider("http://a.test/a%2Fb/v1", transport=mocked(handler))(make_call()))
+    assert seen == [b"/a%2Fb/v1/chat/completions"]
+
+
+def test_neither_netrc_nor_a_proxy_for_others_touches_a_request(make_call, monkeypatch, tmp_path) -> None:
+    (tmp_path / ".netrc").write_text("default login joe password hunter2\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    seen: list[bytes] = []
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(whole(ANSWER))
+        await writer.drain()
+
+    async def main() -> None:
+        async with serving(behave) as base_url:
+            await ask(Provider("anthropic", OpenAI(), "m", base_url, key=Secret("sk-1")), make_call())
+
+    asyncio.run(main())
+    assert seen[0].lower().count(b"authorization:") == 1
+    assert b"Bearer sk-1" in seen[0]
+
+
+def test_the_environments_proxy_is_used(make_call, monkeypatch) -> None:
+    seen: list[bytes] = []
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(whole(ANSWER))
+        await writer.drain()
+
+    async def main() -> None:
+        async with serving(behave) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
+            monkeypatch.setenv("http_proxy", proxy.removesuffix("/v1"))
+            monkeypatch.setenv("no_proxy", "")
+            await ask(make_provider("http://no-such-host.invalid/v1"), make_call())
+
+    asyncio.run(main())
+    assert seen[0].startswith(b"POST http://no-such-host.invalid/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        pytest.param(hang_up, id="hung up"),
+        pytest.param(answer_with(b"", then="reset"), id="reset"),
+        pytest.param(answer_with(b"hello\r\n\r\n"), id="garbage"),
+        pytest.param(answer_with(chunked(ANSWER[:20], end=False)), id="cut"),
+    ],
+)
+def test_a_traceback_that_shows_locals_shows_no_key(behave: Behaviour, make_call) -> None:
+    """IPython's verbose tracebacks print the locals of every frame, of causes and contexts too."""
+
+    async def main() -> LLMError:
+        async with serving(behave) as base_url:
+            provider = make_provider(base_url, key=Secret("sk-very-secret"))
+            with pytest.raises(LLMError) as raised:
+                await ask(provider, make_call())
+            return raised.value
+
+    error: BaseException | None = asyncio.run(main())
+    seen: list[str] = []
+    while error is not None:
+        seen.append(repr(error))
+        frames = traceback.walk_tb(error.__traceback__)
+        seen += [repr(value) for frame, _ in frames for value in frame.f_locals.values() if value is not frame]
+        error = error.__cause__ or error.__context__
+    shown = "\n".join(text for text in seen if "Secret(" not in text or "sk-" in text)
+    # The test's own frame holds the Provider; what counts is that nobody's repr gives the key away.
+    assert "sk-very-secret" not in shown
+
+
+def test_a_sender_that_is_forgotten_has_its_connections_closed(make_call, caplog, recwarn) -> None:
+    closed = asyncio.Event()
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(whole(ANSWER))
+        await writer.drain()
+        assert await reader.read() == b""
+        closed.set()
+
+    async def main() -> None:
+        async with serving(behave) as base_url:
+            await make_provider(base_url)(make_call())
+            gc.collect()
+            async with asyncio.timeout(5):
+                await closed.wait()
+
+    asyncio.run(main())
+    assert "nclosed" not in caplog.text
     assert not [str(warning.message) for warning in recwarn if "nclosed" in str(warning.message)]

@@ -312,6 +312,10 @@ def test_bad_input_is_refused_in_words(source, settings, kind, said, sends_nothi
         ({"model": "azure:m", "api_key": "k"}, ValueError, "base_url"),
         ({"model": "openai:m", "base_url": "localhost:8000"}, ValueError, "http"),
         ({"model": "openai:m", "api_key": "kö"}, ValueError, "api_key holds characters"),
+        ({"model": "openai:m", "api_key": "  "}, ValueError, "needs a key"),
+        ({"model": "ollama:m", "base_url": "http://h:99999/v1"}, ValueError, "port 99999"),
+        ({"model": "openai:m", "base_url": "http://u:p@h/v1", "api_key": "k"}, ValueError, "only one of them"),
+        ({"seed": [1]}, TypeError, "seed must be a whole number"),
         ({"transport": object()}, TypeError, "httpx.AsyncBaseTransport"),
         ({"concurrency": 0}, ValueError, "concurrency must be at least 1"),
         ({"concurrency": 2.5}, TypeError, "concurrency must be a whole number"),
@@ -417,3 +421,33 @@ def test_a_cancelled_job_on_a_thread_stops() -> None:
     job = lab.run_many(["a", "b"])
     job.cancel()
     assert job.result().status.tolist() == ["cancelled", "cancelled"]
+
+
+def test_a_password_or_key_in_the_base_url_is_not_shown() -> None:
+    shown = repr(llmlab.Lab("ollama:m", base_url="http://joe:hunter2@host:11434/v1?key=SECRET"))
+    assert "host:11434/v1" in shown
+    assert "hunter2" not in shown
+    assert "SECRET" not in shown
+
+
+def test_concurrency_set_between_two_results_is_read_back(lab: llmlab.Lab) -> None:
+    lab.run("a").result()
+    lab.concurrency = 4
+    assert lab.concurrency == 4
+
+
+@pytest.mark.parametrize("where", ["caller", "thread"])
+def test_a_lab_closes_on_the_loop_it_lives_on(where) -> None:
+    async def main() -> None:
+        once = llmlab.Strategy.bare()
+        async with llmlab.Lab("vllm:m", base_url="http://127.0.0.1:9/v1", loop=where, strategy=once) as lab:
+            out = await lab.run_many(["a"], progress=False)
+            assert out.status.tolist() == ["error"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bad", [None, 5, {"role": "user", "content": "x"}, b"x"])
+def test_what_is_no_prompt_is_refused_by_run_in_words(bad, lab: llmlab.Lab) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"a (prompt|message) is"):
+        lab.run(bad)

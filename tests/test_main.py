@@ -112,6 +112,23 @@ def test_a_port_in_use_is_one_line_on_stderr(faulty: Simulated, capsys) -> None:
     assert "address already in use" in capsys.readouterr().err
 
 
+def test_a_lab_moves_from_loop_to_loop_and_takes_no_dead_connection_along(faulty: Simulated) -> None:
+    lab = llmlab.Lab("openai:any", base_url=faulty.openai, api_key="k", max_tokens=5)
+
+    async def awaited() -> list[str]:
+        return list((await lab.run_many(["a", "b"])).status)
+
+    async def nested() -> list[str]:
+        return list(lab.run_many(["a", "b"]).result().status)
+
+    ok = ["ok", "ok"]
+    assert asyncio.run(awaited()) == ok
+    assert list(lab.run_many(["a", "b"]).result().status) == ok
+    assert asyncio.run(awaited()) == ok
+    assert asyncio.run(nested()) == ok
+    assert list(lab.run_many(["a", "b"]).result().status) == ok
+
+
 def test_help_names_the_commands(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

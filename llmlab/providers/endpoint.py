@@ -164,27 +164,29 @@ class _Exchange:
 
     async def _read_events(self, head: bytes, chunks: AsyncIterator[bytes]) -> None:
         splitter = Splitter()
-        if self._take(splitter.feed(head)):
-            return await _drain(chunks)
-        async for chunk in chunks:
-            if self._take(splitter.feed(chunk)):
-                return await _drain(chunks)
-            if self.draft.complete:
-                return await self._read_afterword(splitter, chunks)
-        self._take(splitter.close())
-        return None
+        self._take(splitter.feed(head))
+        while not self.draft.complete:
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                self._take(splitter.close())
+                return
+            self._take(splitter.feed(chunk))
+        await self._read_afterword(splitter, chunks)
 
     async def _read_afterword(self, splitter: Splitter, chunks: AsyncIterator[bytes]) -> None:
-        """Read what may follow a complete answer; a server that says nothing and hangs on costs nothing."""
+        """Read what follows a complete answer: token counts, the last word, the end that frees the connection.
+
+        A server that says nothing more and hangs on costs a moment, not the answer.
+        """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(AFTERWORD):
+            async with asyncio.timeout(DRAIN if self.draft.ended else AFTERWORD) as patience:
                 async for chunk in chunks:
-                    if self._take(splitter.feed(chunk)):
-                        return
+                    self._take(splitter.feed(chunk))
+                    if self.draft.ended:
+                        patience.reschedule(self.loop.time() + DRAIN)
                 self._take(splitter.close())
 
-    def _take(self, events: list[ServerEvent]) -> bool:
-        """Read events into the draft; True when the stream has said its last word."""
+    def _take(self, events: list[ServerEvent]) -> None:
         for event in events:
             thoughts = len(self.draft.reasoning)
             text = self.codec.delta(event, self.draft)
@@ -192,7 +194,6 @@ class _Exchange:
                 self._emit(text)
         if self.draft.complete and self.complete is None:
             self.complete = self.loop.time()
-        return self.draft.ended
 
     def _emit(self, text: str) -> None:
         if text and self.first is None:
@@ -234,13 +235,6 @@ async def _what_came(answer: Answer) -> bytes:
         return await answer.read()
     except LLMError:
         return b""
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    with contextlib.suppress(TimeoutError, LLMError):
-        async with asyncio.timeout(DRAIN):
-            async for _ in chunks:
-                pass
 
 
 def _url(base_url: str, path: str) -> httpx.URL:

@@ -84,7 +84,7 @@ class HttpxSender:
         request = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=limits)
         try:
             return _HttpxAnswer(await self._transport.handle_async_request(request))
-        except Exception as error:  # noqa: BLE001  sorted out by _known
+        except Exception as error:
             raise _known(error) or error from error
 
     async def aclose(self) -> None:
@@ -107,7 +107,7 @@ class _HttpxAnswer:
         try:
             async for chunk in self._response.aiter_bytes():
                 yield chunk
-        except Exception as error:  # noqa: BLE001  sorted out by _known
+        except Exception as error:
             raise _known(error) or error from error
 
     async def aclose(self) -> None:

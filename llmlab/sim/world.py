@@ -25,7 +25,6 @@ from llmlab.sim.tally import Tally
 from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire, http_date
 from llmlab.types import JSON
 
-
 Reach: TypeAlias = Callable[[int], Awaitable[None]]
 
 _JSON = "application/json"
