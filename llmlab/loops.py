@@ -191,6 +191,7 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
         helper.start()
         helper.join()
         return
+    loop.run_until_complete(asyncio.sleep(0))  # calls still on their way may make tasks
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()

@@ -129,6 +129,40 @@ def test_a_lab_moves_from_loop_to_loop_and_takes_no_dead_connection_along(faulty
     assert list(lab.run_many(["a", "b"]).result().status) == ok
 
 
+LABS_COME_AND_GO = """
+import asyncio, gc, sys
+import llmlab
+
+def ask(where):
+    lab = llmlab.Lab("openai:any", base_url=sys.argv[1], api_key="k", max_tokens=3, loop=where)
+    assert (lab.run_many(["a", "b"]).result().status == "ok").all()
+
+async def asked():
+    lab = llmlab.Lab("openai:any", base_url=sys.argv[1], api_key="k", max_tokens=3)
+    assert ((await lab.run_many(["a", "b"])).status == "ok").all()
+
+async def asked_and_collected():
+    await asked()
+    gc.collect()
+    await asyncio.sleep(0)
+
+for where in ("caller", "thread"):
+    ask(where)
+    ask(where)
+    gc.collect()
+asyncio.run(asked())
+asyncio.run(asked_and_collected())
+last = llmlab.Lab("openai:any", base_url=sys.argv[1], api_key="k", max_tokens=3, loop="thread")
+last.run("a").result()
+"""
+
+
+def test_labs_that_come_and_go_leave_not_a_word(faulty: Simulated) -> None:
+    command = [sys.executable, "-W", "error", "-c", LABS_COME_AND_GO, faulty.openai]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 def test_help_names_the_commands(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

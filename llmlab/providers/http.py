@@ -197,15 +197,16 @@ class _Wire:
         try:
             yield
         finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        if self in _kept:
             _kept.discard(self)
             await self._session.close()
 
-    async def aclose(self) -> None:
-        await self._keeper.aclose()
-
     def close_soon(self) -> None:
-        """The sender is gone: close the connections when the loop next runs, if it ever does."""
-        with contextlib.suppress(RuntimeError):
+        """The sender is gone: close the connections, unless the loop is about to do so."""
+        if self._loop.is_running():
             self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self.aclose()))
 
 
