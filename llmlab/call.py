@@ -5,12 +5,12 @@ lets errors it does not handle through unchanged. `chain` folds policies around 
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from llmlab.types import Prompt, Reply
+from llmlab.types import Prompt, Reply, Usage
 
 
 @dataclass(slots=True)
@@ -39,6 +39,14 @@ class Call:
     """Loop time by which the row must be settled; no attempt is worth starting past it."""
     connect_timeout: float | None = None
     """Seconds within which a connection must stand."""
+    sent: float | None = None
+    """Loop time at which the present attempt was sent. None: not yet."""
+    probe: bool = False
+    """The present attempt tries out a provider that was down: if it fails, the row is not to blame."""
+    usage: Usage | None = None
+    """Tokens that the present attempt is known to have used."""
+    levels: Mapping[str, tuple[float, float, float]] | None = None
+    """What the answer's headers said of the provider's limits: dimension -> limit, remaining, seconds until full."""
     committed: bool = False
     """Text of this answer was handed to the user: a retry would repeat it."""
 

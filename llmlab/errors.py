@@ -3,6 +3,7 @@
     LLMError
       Rejected                never left this process
         Unsendable
+        ProviderDown
       Unreachable             no answer came
         ConnectFailed
         Dropped
@@ -103,6 +104,12 @@ class Rejected(LLMError):
 
 class Unsendable(Rejected):
     """The request could not be sent as it is: a bad URL, an unsupported scheme, a local protocol error."""
+
+
+class ProviderDown(Rejected):
+    """The provider has been down for so long that waiting on is pointless; says for how long, and the last error."""
+
+    verdict = Verdict(fallback=True, fatal=True)
 
 
 class Unreachable(LLMError):

@@ -40,6 +40,9 @@ class Lab:
         transport: Sends the requests instead of llmlab's own connections; stays yours to close.
         concurrency: Requests in flight at most, at least 1; changes while jobs run through `lab.concurrency`. None:
             the strategy's own (32 by default).
+        rpm: Requests per minute at most. None: as the provider's headers say, or its 429s teach.
+        tpm: Tokens per minute at most, input and output together; likewise. `rpm` and `tpm` are settings of the
+            default strategy; a strategy of your own brings its own Rate.
         strategy: What to do about limits, failures and slowness. None: Strategy.default().
         system: System prompt of every prompt that brings none.
         temperature: Sampling temperature, 0 to 2. None: not sent.
@@ -64,6 +67,8 @@ class Lab:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         concurrency: int | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
         strategy: Strategy | None = None,
         system: str | None = None,
         temperature: float | None = None,
@@ -89,7 +94,7 @@ class Lab:
             prices=read_prices(prices),
             seed=seed,
         )
-        self.strategy = _with_concurrency(strategy, concurrency)
+        self.strategy = _live(strategy, concurrency, rpm=rpm, tpm=tpm)
         """The live stack; its state belongs to this lab."""
         self.last: Job[Any] | None = None
         """The job started last: after an interrupted cell, `lab.last.frame` has the finished rows."""
@@ -253,9 +258,12 @@ class Lab:
         return Ground(self.strategy.handler(self._provider), self.strategy.slots)
 
 
-def _with_concurrency(strategy: Strategy | None, concurrency: int | None) -> Strategy:
+def _live(strategy: Strategy | None, concurrency: int | None, *, rpm: float | None, tpm: float | None) -> Strategy:
     if strategy is None:
-        return Strategy.default(concurrency=CONCURRENCY if concurrency is None else concurrency)
+        limit = CONCURRENCY if concurrency is None else concurrency
+        return Strategy.default(concurrency=limit, rpm=rpm, tpm=tpm)
+    if rpm is not None or tpm is not None:
+        raise ValueError("rpm and tpm belong to the default strategy: put a Rate into yours instead")
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be a Strategy, not {type(strategy).__name__}; try Strategy.default()")
     live = strategy.fresh()

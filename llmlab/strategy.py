@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmlab.call import Handler, Policy, chain
+from llmlab.estimate import Estimator
 from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
+from llmlab.rules.breaker import Breaker
+from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
 
 CONCURRENCY = 32
@@ -39,16 +42,24 @@ class Strategy:
         cls,
         *,
         concurrency: int = CONCURRENCY,
+        rpm: float | None = None,
+        tpm: float | None = None,
         total: float | None = None,
         retry: Retry | None = None,
+        rate: Rate | None = None,
+        breaker: Breaker | None = None,
         timeout: Timeout | None = None,
     ) -> "Strategy":
         """The stack a Lab uses unless told otherwise.
 
         Args:
             concurrency: Requests in flight at most, at least 1.
+            rpm: Requests per minute. None: as the provider's headers say, or its 429s teach.
+            tpm: Tokens per minute, input and output together; likewise.
             total: Seconds for a whole row, waits and retries included. None: no limit.
             retry: Replaces the default Retry().
+            rate: Replaces Rate(rpm=rpm, tpm=tpm).
+            breaker: Replaces the default Breaker().
             timeout: Replaces the default deadlines of an attempt: 600 s in all, 10 s to connect, and for
                 streams 120 s to the first token and 60 s between tokens.
         """
@@ -57,8 +68,9 @@ class Strategy:
             Timeout(total=total) if total is not None else None,
             # Above Admit: a row that sleeps holds no slot, and comes back to its old place in line.
             retry or Retry(),
-            # One line for all calls of the lab; everything below it is a request in flight.
-            Admit((Slots(concurrency),)),
+            # One line for all calls of the lab; everything below it is a request in flight. The breaker is asked last:
+            # it counts probes when it lets one go, so nobody after it may say no.
+            Admit((Slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm), breaker or Breaker()), Estimator()),
             # Below Admit: waiting in line is not slowness of the provider.
             timeout or ATTEMPT,
         )

@@ -51,8 +51,10 @@ class Every:
     def take(self, now: float, cost: Mapping[str, float]) -> None:  # noqa: ARG002
         self.free_at = now + self.seconds
 
-    def settle(self, now: float, cost: Mapping[str, float], error: BaseException | None) -> None:  # noqa: ARG002
+    def settle(self, *_: object) -> None:
         self.settled += 1
+
+    def refuse(self, now: float) -> None: ...
 
     def watch(self, changed: object) -> None: ...
 

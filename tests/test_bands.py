@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "llmlab"
 BANDS = {
     "types": 0, "errors": 0, "clock": 0, "loops": 0, "heap": 0, "version": 0,
     "template": 1, "prices": 1, "events": 1, "call": 1,
-    "progress": 2, "rules": 2, "rules.slots": 2,
+    "estimate": 1, "progress": 2, "rules": 2, "rules.slots": 2, "rules.rate": 2, "rules.breaker": 2,
     "policies": 2, "policies.admit": 2, "policies.retry": 2, "policies.timeout": 2,
     "providers.sse": 1, "providers.limits": 1, "providers.fault": 1, "providers.base": 2, "providers.taxonomy": 2,
     "providers.openai": 3, "providers.anthropic": 3, "providers.http": 3,

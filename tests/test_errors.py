@@ -60,6 +60,7 @@ TABLE_G = {
     "LLMError":         (False, None,   False, False, False, False),  # the base: nothing is known
     "Rejected":         (False, None,   False, False, False, False),  # never left the process
     "Unsendable":       (False, None,   False, False, False, False),  # LocalPool
+    "ProviderDown":     (False, None,   False, False, True,  True),   # the breaker gave up
     "Unreachable":      (True,  None,   False, True,  True,  False),  # as its children
     "ConnectFailed":    (True,  None,   False, True,  True,  False),  # ConnectFailure
     "Dropped":          (True,  None,   False, True,  True,  False),  # TransportDropped

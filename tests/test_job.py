@@ -14,6 +14,9 @@ from llmlab.feeder import LIVE_ROWS, Ground
 from llmlab.frame import Rows, read_rows
 from llmlab.job import Job, Order
 from llmlab.loops import Home
+from llmlab.policies.admit import Admit
+from llmlab.policies.retry import Retry
+from llmlab.rules.slots import Slots
 from llmlab.strategy import Strategy
 from llmlab.types import Prompt, Reply
 from tests.conftest import reply
@@ -51,6 +54,11 @@ def make_job(source: Any, endpoint: Any, *, concurrency: int = 4, strategy: Stra
         open_ground=lambda: Ground(live.handler(endpoint), live.slots),
         finish=lambda job: job.frame,
     )
+
+
+def patient(concurrency: int) -> Strategy:
+    """Retries without a breaker, which would hold rows back while an endpoint fails on purpose."""
+    return Strategy("patient", (Retry(), Admit((Slots(concurrency),))))
 
 
 def run(source: Any, endpoint: Any, **settings: Any) -> pd.DataFrame:
@@ -133,7 +141,7 @@ def test_slots_are_kept_filled_while_rows_sleep_in_back_off() -> None:
 
     async def main() -> tuple[int, pd.DataFrame]:
         endpoint = Flaky(1.0)
-        job = make_job(letters(60), endpoint, concurrency=4)
+        job = make_job(letters(60), endpoint, strategy=patient(4))
         await asyncio.sleep(15)
         done = job.frame
         return len(done), await job
@@ -345,7 +353,7 @@ def test_the_same_seed_gives_the_same_frame_to_the_last_digit() -> None:
                 raise ServerError("boom")
             return await super().__call__(call)
 
-    first, second = (run(letters(200), Flaky(1.0), concurrency=16) for _ in range(2))
+    first, second = (run(letters(200), Flaky(1.0), strategy=patient(16)) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
     assert first.wait_ms.nunique() > 100
 

@@ -63,6 +63,11 @@ def test_a_kind_with_an_own_bound_is_retried_no_more_than_that(virtual, make_cal
     assert len(endpoint.at) == 3
 
 
+def test_a_failed_probe_spends_no_attempt_of_its_row(virtual, make_call, script) -> None:
+    endpoint = script(*[ServerError("boom")] * 9, None)
+    assert virtual(lambda: Retry(attempts=2)(make_call(probe=True), endpoint)).content == "answer"
+
+
 def test_retry_after_is_a_minimum_with_up_to_a_quarter_on_top(virtual, make_call, script) -> None:
     waits = []
     for seed in range(50):

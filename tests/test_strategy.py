@@ -7,9 +7,12 @@ import pytest
 from llmlab.call import Call, Handler
 from llmlab.clock import run_virtual
 from llmlab.errors import ServerError, TimedOut
+from llmlab.estimate import Estimator
 from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
+from llmlab.rules.breaker import Breaker
+from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
 from llmlab.strategy import ATTEMPT, CONCURRENCY, Strategy
 from llmlab.types import Reply
@@ -58,9 +61,9 @@ def test_the_defaults_are_as_documented() -> None:
 
 
 def test_each_part_of_the_default_can_be_replaced() -> None:
-    retry, timeout = Retry(attempts=2), Timeout(attempt=1.0)
-    strategy = Strategy.default(concurrency=3, retry=retry, timeout=timeout)
-    assert strategy.policies == (retry, Admit((Slots(3),)), timeout)
+    retry, timeout, breaker = Retry(attempts=2), Timeout(attempt=1.0), Breaker(probes=1)
+    strategy = Strategy.default(concurrency=3, rpm=60, retry=retry, breaker=breaker, timeout=timeout)
+    assert strategy.policies == (retry, Admit((Slots(3), Rate(rpm=60), breaker), Estimator()), timeout)
 
 
 def test_bare_is_concurrency_and_nothing_else() -> None:

@@ -18,10 +18,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from llmlab.call import Call, Handler
+from llmlab.errors import LLMError, Rejected
+from llmlab.estimate import Estimate, Estimator
 from llmlab.events import Admitted
 from llmlab.types import Reply
 
 Cost: TypeAlias = Mapping[str, float]
+Levels: TypeAlias = Mapping[str, tuple[float, float, float]]
+Permits: TypeAlias = tuple[object, ...]
 
 _ONE_REQUEST: Cost = {"requests": 1.0}
 
@@ -33,12 +37,35 @@ class Rule(Protocol):
         """Seconds until this call may go: 0 now, infinity if only somebody's leaving can help."""
         ...
 
-    def take(self, now: float, cost: Cost) -> None:
-        """Debit an admitted call."""
+    def take(self, now: float, cost: Cost) -> object:
+        """Debit an admitted call; what it returns is handed back to `settle` as the permit."""
         ...
 
-    def settle(self, now: float, cost: Cost, error: BaseException | None) -> None:
-        """Note that an admitted call has ended; called exactly once for each `take`."""
+    def settle(
+        self,
+        now: float,
+        cost: Cost,
+        error: BaseException | None,
+        used: Cost | None,
+        levels: Levels | None,
+        sent: float | None,
+        permit: object,
+    ) -> None:
+        """Note that an admitted call has ended; called exactly once for each `take`.
+
+        Args:
+            now: Loop time.
+            cost: As given to `take`.
+            error: Why it failed; None if it did not.
+            used: What it has really used, in the dimensions of `cost`; None if unknown.
+            levels: What the provider said of its limits; None if nothing.
+            sent: When the request was sent; None if it never was.
+            permit: What `take` returned.
+        """
+        ...
+
+    def refuse(self, now: float) -> LLMError | None:
+        """Why those who wait had better give up; None: waiting makes sense."""
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -51,7 +78,7 @@ class _Waiter:
     seq: int
     turn: int
     cost: Cost = field(compare=False)
-    granted: "asyncio.Future[None]" = field(compare=False)
+    granted: "asyncio.Future[Permits]" = field(compare=False)
 
 
 @dataclass
@@ -63,12 +90,15 @@ class Admit:
 
     rules: tuple[Rule, ...] = ()
     """Asked in this order; all must agree."""
+    estimator: Estimator | None = None
+    """Guesses a call's tokens before it is sent. None: calls cost one request and nothing else."""
     _line: list[_Waiter] = field(default_factory=list, init=False, repr=False, compare=False)
     _turns: int = field(default=0, init=False, repr=False, compare=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.rules = tuple(replace(rule) for rule in self.rules)  # type: ignore[type-var]
+        self.estimator = None if self.estimator is None else replace(self.estimator)
         for rule in self.rules:
             rule.watch(self._pump)
 
@@ -81,14 +111,16 @@ class Admit:
         """Wait for admission, pass the call on, settle."""
         loop = asyncio.get_running_loop()
         arrived = loop.time()
-        cost = _ONE_REQUEST
+        call.sent = call.usage = call.levels = None
+        cost = self._cost(call)
         if self._line or self._wait(arrived, cost) > 0:
-            await self._stand_in_line(call, cost)
+            permits = await self._stand_in_line(call, cost)
         else:
-            self._take(arrived, cost)
+            permits = self._take(arrived, cost)
+        call.probe = any(getattr(permit, "probe", False) for permit in permits)
         error: BaseException | None = None
+        now = loop.time()
         try:
-            now = loop.time()
             call.queue_s += now - arrived
             call.emit(Admitted(call.index, now, now - arrived))
             return await inner(call)
@@ -96,9 +128,11 @@ class Admit:
             error = failure
             raise
         finally:
-            self._settle(loop.time(), cost, error)
+            if call.sent is None and not isinstance(error, asyncio.CancelledError | Rejected):
+                call.sent = now  # by an endpoint that keeps no account of it
+            self._settle(loop.time(), call, cost, permits, error)
 
-    async def _stand_in_line(self, call: Call, cost: Cost) -> None:
+    async def _stand_in_line(self, call: Call, cost: Cost) -> Permits:
         loop = asyncio.get_running_loop()
         self._turns += 1
         waiter = _Waiter(call.seq, self._turns, cost, loop.create_future())
@@ -106,13 +140,13 @@ class Admit:
         arrived = loop.time()
         self._pump()
         try:
-            await waiter.granted
+            return await waiter.granted
         except asyncio.CancelledError as gone:
             call.queue_s += loop.time() - arrived
             if waiter.granted.cancelled():
                 self._leave(waiter)
-            else:
-                self._settle(loop.time(), cost, gone)
+            elif waiter.granted.exception() is None:
+                self._settle(loop.time(), call, cost, waiter.granted.result(), gone)
             raise
 
     def _leave(self, waiter: _Waiter) -> None:
@@ -134,12 +168,27 @@ class Admit:
             now = loop.time()
             wait = self._wait(now, head.cost)
             if wait > 0:
-                if wait < math.inf:
+                if not self._refuse(now) and wait < math.inf:
                     self._timer = loop.call_at(now + wait, self._pump)
                 return
             heapq.heappop(self._line)
-            self._take(now, head.cost)
-            head.granted.set_result(None)
+            head.granted.set_result(self._take(now, head.cost))
+
+    def _refuse(self, now: float) -> bool:
+        """Send everybody home if a rule says that waiting is pointless."""
+        for rule in self.rules:
+            if rule.refuse(now) is not None:
+                line, self._line = self._line, []
+                for waiter in line:
+                    if not waiter.granted.done():
+                        waiter.granted.set_exception(rule.refuse(now) or LLMError("refused"))
+                return True
+        return False
+
+    def _cost(self, call: Call) -> Cost:
+        if self.estimator is None:
+            return _ONE_REQUEST
+        return self.estimator.cost(call.prompt, call.prompt.model or "")
 
     def _wait(self, now: float, cost: Cost) -> float:
         longest = 0.0
@@ -147,11 +196,19 @@ class Admit:
             longest = max(longest, rule.wait(now, cost))
         return longest
 
-    def _take(self, now: float, cost: Cost) -> None:
-        for rule in self.rules:
-            rule.take(now, cost)
+    def _take(self, now: float, cost: Cost) -> Permits:
+        return tuple([rule.take(now, cost) for rule in self.rules])
 
-    def _settle(self, now: float, cost: Cost, error: BaseException | None) -> None:
-        for rule in self.rules:
-            rule.settle(now, cost, error)
+    def _settle(self, now: float, call: Call, cost: Cost, permits: Permits, error: BaseException | None) -> None:
+        used: Cost | None = None
+        if (usage := call.usage) is not None and isinstance(cost, Estimate) and self.estimator is not None:
+            self.estimator.learn(cost, usage)
+            used = {
+                "requests": 1.0,
+                "input_tokens": float(usage.input_tokens),
+                "output_tokens": float(usage.output_tokens),
+                "total_tokens": float(usage.input_tokens + usage.output_tokens),
+            }
+        for rule, permit in zip(self.rules, permits, strict=True):
+            rule.settle(now, cost, error, used, call.levels, call.sent, permit)
         self._pump()

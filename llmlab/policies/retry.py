@@ -115,7 +115,7 @@ class _Account:
         """Seconds to wait before the next attempt; None: give up."""
         if not self._allowed(error, call):
             return None
-        n = self.throttles if error.verdict.throttle else self.failures
+        n = max(1, self.throttles if error.verdict.throttle else self.failures)
         delay = self.previous = self.policy.backoff(n, self.previous, call.rng)
         if error.retry_after is not None:
             delay = max(delay, error.retry_after * (1 + call.rng.uniform(0, SPREAD)))
@@ -133,6 +133,8 @@ class _Account:
                 f"{self.policy.max_retry_after:.0f} s"
             )
             return False
+        if call.probe and verdict.breaker:
+            return True  # the breaker reopens and parks the line; no row pays for having tried the door
         if verdict.throttle:
             self.throttles += 1
             return self.throttles <= self.policy.throttled

@@ -17,6 +17,7 @@ from llmlab.events import Attempted, Delta
 from llmlab.prices import Prices
 from llmlab.providers.base import Codec, Draft
 from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Sender
+from llmlab.providers.limits import levels
 from llmlab.providers.sse import BOM, ServerEvent, Splitter
 from llmlab.types import Reply
 from llmlab.version import __version__
@@ -131,7 +132,7 @@ class _Exchange:
         model = call.prompt.model or self.provider.model
         body = self.codec.encode(call.prompt, model, stream=call.stream)
         call.attempts += 1
-        self.sent = self.loop.time()
+        self.sent = call.sent = self.loop.time()
         answer = await self.provider.sender.post(body, call.connect_timeout)
         try:
             await self._read(answer)
@@ -140,6 +141,7 @@ class _Exchange:
         return self._reply(model, answer.headers, self.sent)
 
     async def _read(self, answer: Answer) -> None:
+        self.call.levels = levels(answer.headers)
         if not 200 <= answer.status < 300:  # noqa: PLR2004
             headers = {name.lower(): value for name, value in answer.headers.items()}
             raise self.codec.error(answer.status, headers, await _what_came(answer))
@@ -216,6 +218,7 @@ class _Exchange:
         """Publish that the attempt has ended, if it was sent."""
         if self.sent is not None:
             call, now = self.call, self.loop.time()
+            call.usage = self.draft.usage
             call.emit(Attempted(call.index, call.attempts, self.sent, now, error, self.draft.usage))
 
 

@@ -1,5 +1,7 @@
 """At most so many calls in flight."""
 
+# ruff: noqa: ARG002  the rules share one shape, and a slot asks only whether a call goes or ends
+
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,17 +37,29 @@ class Slots:
         """Call `changed` when a new limit may let somebody in."""
         self._changed = changed
 
-    def wait(self, now: float, cost: Mapping[str, float]) -> float:  # noqa: ARG002  the rules share one shape
+    def wait(self, now: float, cost: Mapping[str, float]) -> float:
         """0 if a slot is free, else infinity: only a settled call or a resize can help."""
         return 0.0 if self.in_use < self.limit else math.inf
 
-    def take(self, now: float, cost: Mapping[str, float]) -> None:  # noqa: ARG002
+    def take(self, now: float, cost: Mapping[str, float]) -> None:
         """Occupy a slot."""
         self.in_use += 1
 
-    def settle(self, now: float, cost: Mapping[str, float], error: BaseException | None) -> None:  # noqa: ARG002
+    def settle(
+        self,
+        now: float,
+        cost: Mapping[str, float],
+        error: BaseException | None,
+        used: Mapping[str, float] | None = None,
+        levels: Mapping[str, tuple[float, float, float]] | None = None,
+        sent: float | None = None,
+        permit: object = None,
+    ) -> None:
         """Free the slot."""
         self.in_use -= 1
+
+    def refuse(self, now: float) -> None:
+        """Never: a slot comes free some time."""
 
 
 def _check(limit: object) -> None:
