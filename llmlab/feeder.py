@@ -7,9 +7,9 @@ stands in no line and holds no slot, so others are taken meanwhile, up to a boun
 
 import asyncio
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from llmlab.call import Call, Handler
 from llmlab.clock import wall_offset
@@ -60,12 +60,50 @@ class Load:
     """Seed of the job's randomness. None: from the system."""
 
 
+class Store(Protocol):
+    """Where rows are written down before they are reported; see `llmlab.keeper.Keeper`."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no further rows should be taken for now."""
+        ...
+
+    @property
+    def has_a_chunk(self) -> bool:
+        """Whether it is time to `recall`."""
+        ...
+
+    def knows(self, index: int, item: object) -> bool:
+        """Note a row that is taken up; True if it is answered already, and `recall` will report it."""
+        ...
+
+    async def recall(self, announce: Callable[[Outcome], None]) -> Mapping[int, Prompt]:
+        """Report the rows answered already; gives back those that must be asked after all."""
+        ...
+
+    def keep(self, outcome: Outcome, announce: Callable[[Outcome], None]) -> None:
+        """Write an outcome down, and report it when it is safe."""
+        ...
+
+    async def close(self, announce: Callable[[Outcome], None], *, at_once: bool) -> None:
+        """Report what is still to be reported, and let go."""
+        ...
+
+
 class Feeder:
     """One job's rows on their way: takes them, settles them, can be stopped. Lives on the lab's loop."""
 
-    def __init__(self, load: Load, ground: Ground, bus: Bus, keep: Callable[[Outcome], object]) -> None:
-        self.load, self.ground, self.bus, self.keep = load, ground, bus, keep
+    def __init__(
+        self,
+        load: Load,
+        ground: Ground,
+        bus: Bus,
+        keep: Callable[[Outcome], object],
+        journal: "Store | None" = None,
+    ) -> None:
+        self.load, self.ground, self.bus, self.keep, self.journal = load, ground, bus, keep, journal
         self.settled = 0
+        self._taken = 0
         self.stopped: str | None = None
         self._items = _in_turn(load.items)
         self._rng = random.Random(load.seed)
@@ -74,6 +112,7 @@ class Feeder:
         self._new: set[int] = set()  # rows taken that were never yet admitted
         self._sent: set[int] = set()  # rows with a request in flight
         self._feeder: asyncio.Task[None] | None = None
+        self._recalling: asyncio.Future[Mapping[int, Prompt]] | None = None
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._wall = wall_offset()
@@ -93,6 +132,7 @@ class Feeder:
             raise
         finally:
             await self._settle_all()
+            await self._close_journal()
 
     async def _take_rows(self) -> None:
         if self.stopped is not None:
@@ -105,20 +145,40 @@ class Feeder:
             raise RuntimeError("the source of the prompts was cancelled from within")
 
     async def _feed(self) -> None:
-        index = 0
         breath = self._loop.time()
         async for item in self._items:
+            index, self._taken = self._taken, self._taken + 1
             if self.stopped is not None:  # by the source itself, or by a listener
                 self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
                 return
-            self._start(index, item)
-            index += 1
-            if index % BREATH == 0 or self._loop.time() - breath > LONGEST_BREATH:
+            if self.journal is not None and self.journal.knows(index, item):
+                if self.journal.has_a_chunk:
+                    await self._recall(self.journal)
+            else:
+                self._start(index, item)
+            if self._taken % BREATH == 0 or self._loop.time() - breath > LONGEST_BREATH:
                 await asyncio.sleep(0)
                 breath = self._loop.time()
             while self._full():
                 self._room.clear()
                 await self._room.wait()
+        if self.journal is not None:
+            await self._recall(self.journal)
+
+    async def _recall(self, journal: "Store") -> None:
+        """Report rows that an earlier run has answered; a stop in the middle of it loses none of them."""
+        self._recalling = asyncio.ensure_future(journal.recall(self._announce))
+        for index, prompt in (await asyncio.shield(self._recalling)).items():
+            self._start(index, prompt)
+
+    async def _close_journal(self) -> None:
+        if self.journal is None:
+            return
+        if self._recalling is not None:
+            await asyncio.wait([self._recalling])
+        for index, prompt in (await self.journal.recall(self._announce)).items():
+            self._settle(index, prompt, "cancelled", asyncio.CancelledError(self.stopped))
+        await self.journal.close(self._announce, at_once=self.stopped is not None)
 
     async def _settle_all(self) -> None:
         if self._tasks:
@@ -177,6 +237,13 @@ class Feeder:
         self._prompts.pop(outcome.index, None)
         self._new.discard(outcome.index)
         self._sent.discard(outcome.index)
+        if self.journal is not None and outcome.status != "cancelled":
+            self.journal.keep(outcome, self._announce)  # it is reported when it is committed
+        else:
+            self._announce(outcome)
+        self._make_room()
+
+    def _announce(self, outcome: Outcome) -> None:
         self.settled += 1
         self.keep(outcome)
         self.bus.emit(Finished(outcome))
@@ -186,6 +253,8 @@ class Feeder:
 
     def _full(self) -> bool:
         # Rows of this job only: those of others in the same line say nothing about when there is room here.
+        if self.journal is not None and self.journal.full:
+            return True
         return len(self._tasks) >= self._most_alive or len(self._new) >= self._ahead
 
     @property
@@ -236,7 +305,7 @@ class Feeder:
 
     async def _write_off(self) -> None:
         """Mark the rows that were never taken."""
-        index = self.settled
+        index = self._taken
         async for item in self._items:
             self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
             index += 1

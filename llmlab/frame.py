@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from llmlab.template import Template, did_you_mean
-from llmlab.types import Message, Outcome, Prompt, is_missing
+from llmlab.types import Message, Outcome, Prompt, Reply, is_missing
 
 Frame: TypeAlias = pd.DataFrame
 """What a job's result is, for modules that leave pandas alone."""
@@ -70,23 +70,51 @@ little and the garbage collector need not look at them."""
 
 
 def record(outcome: Outcome) -> Record:
-    """An outcome's values in the order of COLUMNS. Seconds become milliseconds here and nowhere else."""
-    reply, error = outcome.reply, outcome.error
+    """An outcome's values in the order of COLUMNS."""
+    error = outcome.error
+    return values(
+        prompt=None if outcome.prompt is None else outcome.prompt.text,
+        status=outcome.status,
+        reply=outcome.reply,
+        error=None if error is None else str(error) or type(error).__name__,
+        error_type=None if error is None else type(error).__name__,
+        queue_s=outcome.queue_s,
+        wait_s=outcome.wait_s,
+        attempts=outcome.attempts,
+        started_at=outcome.started_at,
+        finished_at=outcome.finished_at,
+    )
+
+
+def values(
+    *,
+    prompt: str | None,
+    status: str,
+    reply: Reply | None,
+    error: str | None,
+    error_type: str | None,
+    queue_s: float,
+    wait_s: float,
+    attempts: int,
+    started_at: float,
+    finished_at: float,
+) -> Record:
+    """A row's values in the order of COLUMNS. Seconds become milliseconds here and nowhere else."""
     usage = None if reply is None else reply.usage
     tokens: tuple[int | None, ...] = (None, None, None)
     if usage is not None:
         tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
     return (
-        None if outcome.prompt is None else outcome.prompt.text,
+        prompt,
         None if reply is None else reply.content,
-        outcome.status,
-        None if error is None else str(error) or type(error).__name__,
-        None if error is None else type(error).__name__,
+        status,
+        error,
+        error_type,
         None if reply is None else reply.latency_s * 1000.0,
         None if reply is None or reply.ttft_s is None else reply.ttft_s * 1000.0,
-        outcome.queue_s * 1000.0,
-        outcome.wait_s * 1000.0,
-        outcome.attempts,
+        queue_s * 1000.0,
+        wait_s * 1000.0,
+        attempts,
         None if reply is None else reply.finish_reason,
         None if reply is None else reply.provider,
         None if reply is None else reply.model,
@@ -94,8 +122,8 @@ def record(outcome: Outcome) -> Record:
         None if reply is None else reply.cost_usd,
         reply is not None and reply.cache_hit,
         None if reply is None else reply.request_id,
-        outcome.started_at,
-        outcome.finished_at,
+        started_at,
+        finished_at,
     )
 
 

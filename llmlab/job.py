@@ -16,8 +16,9 @@ from llmlab.events import Bus, Finished
 from llmlab.feeder import Feeder, Ground, Load
 from llmlab.frame import Frame, Record, Rows, record
 from llmlab.heap import set_aside
+from llmlab.keeper import Keeper
 from llmlab.loops import Home, running_loop, sigint_guard
-from llmlab.progress import Progress, TextBar
+from llmlab.progress import Progress, TextBar, say
 from llmlab.types import Outcome
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ class Order:
     """Show a line of progress."""
     places: Iterator[int] = field(default_factory=itertools.count)
     """Places in the lab's line, one for each row taken."""
+    journal: Callable[[Bus], Keeper] | None = None
+    """Makes the job's hold on its journal, if it has one."""
 
     def load(self) -> Load:
         """The rows for a feeder."""
@@ -119,8 +122,11 @@ class Job(Generic[T]):
 
     def _start(self) -> asyncio.Task[T]:
         if self._task is None:
-            self._feeder = Feeder(self._order.load(), self._open(), self.bus, self._keep)
-            self._task = asyncio.get_running_loop().create_task(self._main(self._feeder), name=f"llmlab {self.name}")
+            ground = self._open()
+            keeper = None if self._order.journal is None else self._order.journal(self.bus)
+            self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
+            main = self._main(self._feeder, keeper)
+            self._task = asyncio.get_running_loop().create_task(main, name=f"llmlab {self.name}")
         return self._task
 
     def _start_by_itself(self) -> None:
@@ -131,7 +137,9 @@ class Job(Generic[T]):
         self._records[outcome.index] = record(outcome)
         self.last = outcome
 
-    async def _main(self, feeder: Feeder) -> T:
+    async def _main(self, feeder: Feeder, keeper: Keeper | None) -> T:
+        if keeper is not None:
+            await keeper.open(self._journal_failed)
         bar = TextBar(self._progress) if self._order.bar else None
         ticker = asyncio.get_running_loop().create_task(bar.run()) if bar else None
         if self._cancelled is not None:
@@ -189,6 +197,10 @@ class Job(Generic[T]):
     def cancel(self) -> None:
         """Stop at once, from any thread: rows not yet settled become `cancelled`, awaiting returns the rest."""
         self._home.call_soon(partial(self._stop, "cancelled"))
+
+    def _journal_failed(self, error: Exception) -> None:
+        say(f"llmlab: the job stops, rows already answered are kept. {error}")
+        self._stop(f"the journal failed: {error}")
 
     def _stop(self, reason: str) -> None:
         self._cancelled = reason

@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -11,9 +12,12 @@ import httpx
 import pandas as pd
 
 from llmlab.errors import LLMError
+from llmlab.events import Bus
 from llmlab.feeder import Ground
 from llmlab.frame import OVERRIDES, Rows, read_rows
 from llmlab.job import Job, Order
+from llmlab.keeper import Keeper
+from llmlab.logbook import Journal
 from llmlab.loops import Home
 from llmlab.prices import Price, read_prices
 from llmlab.progress import say, wants_bar
@@ -157,6 +161,8 @@ class Lab:
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
         stream: bool = False,
+        journal: str | Path | None = None,
+        durability: Literal["process", "power"] = "process",
         progress: bool | None = None,
     ) -> Job[pd.DataFrame]:
         """Answer many prompts concurrently; one row each, in input order.
@@ -174,6 +180,11 @@ class Lab:
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
             stream: Ask for the answers in pieces, which fills `ttft_ms`.
+            journal: A file, "run.sqlite", in which each row is written down before it is reported. Running the same
+                call again, after a crash, a restart or a Stop, pays only for rows not yet answered: failures are
+                tried again. Read it without a lab by `llmlab.journal.read`.
+            durability: "process": what is reported survives the death of the process, kill -9 included. "power":
+                a power cut, too.
             progress: Show a line of progress. None: as the lab does.
 
         Returns:
@@ -189,7 +200,9 @@ class Lab:
         rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
         wanted = self._progress if progress is None else progress
         bar = wants_bar() if wanted is None else wanted
-        return self._job("run_many", rows, stream=stream, bar=bar, finish=_frame)
+        settings = {"template": template, "overrides": sorted(overrides), **defaults}
+        keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings)
+        return self._job("run_many", rows, stream=stream, bar=bar, finish=_frame, journal=keeper)
 
     # -- settings -----------------------------------------------------------------------------------------
 
@@ -245,8 +258,24 @@ class Lab:
         Prompt.of("", model=model, **merged)  # type: ignore[arg-type]  # complains before any row is read
         return {"model": model, **merged}
 
-    def _job(self, name: str, rows: Rows, *, stream: bool, bar: bool, finish: Any) -> Job[Any]:
-        order = Order(rows, stream=stream, seed=self._seed, bar=bar, places=self._places)
+    def _keeper(self, journal: Journal, settings: dict[str, Any]) -> Callable[[Bus], Keeper]:
+        provider = self._provider
+        named = {"provider": provider.name, **settings, "model": settings["model"] or provider.model}
+        return lambda bus: Keeper(
+            journal, provider=provider.name, model=provider.model, settings=named, on_trouble=_tell_trouble, bus=bus
+        )
+
+    def _job(
+        self,
+        name: str,
+        rows: Rows,
+        *,
+        stream: bool,
+        bar: bool,
+        finish: Any,
+        journal: Callable[[Bus], Keeper] | None = None,
+    ) -> Job[Any]:
+        order = Order(rows, stream=stream, seed=self._seed, bar=bar, places=self._places, journal=journal)
         self.last = Job(name, order, home=self._home, open_ground=self._open, finish=finish)
         return self.last
 
@@ -256,6 +285,10 @@ class Lab:
             self._provider.sender.forget()
             self.strategy = self.strategy.fresh()
         return Ground(self.strategy.handler(self._provider), self.strategy.slots)
+
+
+def _tell_trouble(trouble: str | None) -> None:
+    say(f"llmlab: {trouble}" if trouble else "llmlab: the journal can be written again")
 
 
 def _live(strategy: Strategy | None, concurrency: int | None, *, rpm: float | None, tpm: float | None) -> Strategy:

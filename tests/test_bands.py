@@ -12,6 +12,7 @@ BANDS = {
     "template": 1, "prices": 1, "events": 1, "call": 1,
     "estimate": 1, "progress": 2, "rules": 2, "rules.slots": 2, "rules.rate": 2, "rules.breaker": 2,
     "policies": 2, "policies.admit": 2, "policies.retry": 2, "policies.timeout": 2,
+    "mismatch": 0, "runlock": 0, "writer": 0, "identity": 1, "stored": 1, "logbook": 2, "keeper": 3, "journal": 4,
     "providers.sse": 1, "providers.limits": 1, "providers.fault": 1, "providers.base": 2, "providers.taxonomy": 2,
     "providers.openai": 3, "providers.anthropic": 3, "providers.http": 3,
     "providers.endpoint": 4, "providers.presets": 4, "providers": 5,
@@ -102,5 +103,5 @@ def test_only_one_module_sends() -> None:
 
 
 def test_only_the_pandas_boundary_imports_pandas() -> None:
-    allowed = {"frame", "stats", "compare", "twin", "lab", "__main__"}
+    allowed = {"frame", "stats", "compare", "twin", "lab", "journal", "__main__"}
     assert {name_of(p) for p in MODULES if "pandas" in outside_imports(p)} <= allowed

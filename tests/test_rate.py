@@ -2,6 +2,7 @@
 
 import heapq
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
@@ -12,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.errors import Dropped, LLMError, Overloaded, RateLimited, ServerError, TimedOut
-from llmlab.rules import rate as rate_module
-from llmlab.rules.rate import DIMENSIONS, Rate
+from llmlab.rules.rate import DIMENSIONS, LOG, Rate
 from llmlab.sim.physics import Bucket
 
 ONE = {"requests": 1.0}
@@ -119,6 +119,18 @@ def test_who_waits_as_long_as_told_may_go(rpm: float, burst: float, now: float, 
         now += wait
         assert rate.wait(now, cost) == 0
         rate.take(now, cost)
+
+
+def test_a_timer_that_fires_early_by_the_clocks_resolution_is_in_time() -> None:
+    rng = random.Random(1)
+    for _ in range(2000):
+        now, rate, cost = rng.uniform(0, 2.0**31), Rate(rpm=60), {"requests": rng.uniform(1, 9)}
+        rate.take(now, cost)
+        now += rng.random()
+        wait = rate.wait(now, cost)
+        assert wait > 0
+        assert rate.wait(now + wait, cost) == 0
+        assert now > 1e6 or rate.wait(now + wait - 1e-9, cost) == 0
 
 
 def test_a_minute_is_not_sent_at_once() -> None:
@@ -367,12 +379,20 @@ def test_a_long_run_without_headers_remembers_a_bounded_number_of_takings() -> N
     rate = Rate(rpm=6000)
     for i in range(5000):
         rate.take(i * 0.01, ONE)
-    assert len(rate._meters["requests"].log) == rate_module.LOG
+    assert len(rate._meters["requests"].log) == LOG
     settle(rate, 50.0, levels={"requests": (6000, 5990, 0.1)}, sent=49.0)
     assert level(rate, "requests", 50.0) == pytest.approx(500, abs=2)
     assert len(rate._meters["requests"].log) < 120
     settle(rate, 50.0, levels={"requests": (6000, 100, 59)}, sent=49.99)
     assert level(rate, "requests", 50.0) == pytest.approx(100, abs=2)
+
+
+def test_what_was_sent_before_anybody_remembers_is_not_held_against_the_first_headers() -> None:
+    rate = Rate()
+    for i in range(5000):
+        rate.take(i * 0.001, ONE)
+    settle(rate, 5.0, levels={"requests": (60_000, 5000, 55)}, sent=3.0)
+    assert level(rate, "requests", 5.0) == pytest.approx(5000)
 
 
 # Pauses
@@ -509,11 +529,17 @@ def test_only_what_no_known_limit_explains_is_learned_from(
     assert (rate.learned_rpm is not None) is learns
 
 
-def test_a_429_that_the_headers_explain_teaches_nothing_more() -> None:
+@pytest.mark.parametrize(
+    ("requests", "tokens", "learns"), [((60, 0, 60), (60, 60, 0), False), ((60, 59, 1), (60, 0, 60), False),
+                                       ((60, 59, 1), (60, 1, 59), True)],
+)  # fmt: skip
+def test_a_429_that_the_headers_explain_teaches_nothing_more(
+    requests: tuple[float, float, float], tokens: tuple[float, float, float], learns: bool
+) -> None:
     rate = Rate()
     rate.take(0.0, ONE)
-    settle(rate, 0.0, error=no(), levels={"requests": (60, 0, 60)})
-    assert rate.learned_rpm is None
+    settle(rate, 0.0, error=no(), levels={"requests": requests, "input_tokens": tokens})
+    assert (rate.learned_rpm is not None) is learns
 
 
 def test_one_wave_of_429s_is_one_lesson() -> None:
@@ -528,6 +554,37 @@ def test_one_wave_of_429s_is_one_lesson() -> None:
     rate.take(2.0, ONE)
     settle(rate, 2.1, error=no(), sent=2.0)
     assert learned(rate) == pytest.approx(0.7 * (201 - 152) / 4)  # the rest was accepted, as far as is known
+
+
+def test_a_late_refusal_is_not_held_against_what_was_sent_since() -> None:
+    rate = Rate()
+    for _ in range(20):
+        rate.take(0.0, ONE)
+    for _ in range(10):
+        rate.take(5.0, ONE)
+    for _ in range(20):
+        settle(rate, 5.1, error=no(), sent=0.0)
+    assert rate._governor.measured(6.0) == pytest.approx(10 / 4)
+
+
+def test_a_refusal_of_what_nobody_remembers_is_borne() -> None:
+    rate = Rate()
+    for i in range(300):
+        rate.take(float(i), ONE)
+    settle(rate, 300.0, error=no(), sent=0.0)
+    assert rate._governor.measured(300.0) == pytest.approx(4 / 4)
+    assert learned(rate) == pytest.approx(0.7)
+
+
+def test_the_cubic_bounds_rates_so_high_that_a_tenth_in_ten_seconds_would_pass_it() -> None:
+    rate = Rate()
+    governor = rate._governor
+    governor.peak, governor.cut_at, governor.grown_at = 1e6, 0.0, 30.0
+    governor.set(40.0, 0.93e6)
+    governor.sends.append([39.0, 4e6])
+    settle(rate, 40.0, sent=39.0)
+    k = (0.3 * 1e6 / 0.4) ** (1 / 3)
+    assert learned(rate) == pytest.approx(0.4 * (40 - k) ** 3 + 1e6)
 
 
 def test_never_is_less_than_one_request_in_two_seconds_learned() -> None:

@@ -223,8 +223,7 @@ class _Meter:
 
     def correct(self, now: float, amount: float) -> None:
         self.net += amount
-        # What is charged to a full bucket counts from now: on a TAT long past it would vanish.
-        self.tat = (now if amount > 0 and now > self.tat else self.tat) + amount * self.per
+        self.tat = max(now, self.tat) + amount * self.per  # on a TAT long past a charge would vanish
 
     def level(self, now: float) -> float:
         return (self.spare - max(0.0, self.tat - now)) / self.per if self.per else math.inf
