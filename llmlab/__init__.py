@@ -14,6 +14,11 @@ from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.prices import Price
+from llmlab.rules.adaptive import Adaptive
+from llmlab.rules.breaker import Breaker
+from llmlab.rules.classic import AIMD, Fixed, Gradient
+from llmlab.rules.elastic import Elastic
+from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
 from llmlab.stats import summary
 from llmlab.strategy import Strategy
@@ -21,8 +26,14 @@ from llmlab.types import Message, Outcome, Prompt, Reply, Usage
 from llmlab.version import __version__
 
 __all__ = [
+    "AIMD",
+    "Adaptive",
     "Admit",
+    "Breaker",
+    "Elastic",
     "Event",
+    "Fixed",
+    "Gradient",
     "Job",
     "LLMError",
     "Lab",
@@ -30,6 +41,7 @@ __all__ = [
     "Outcome",
     "Price",
     "Prompt",
+    "Rate",
     "Reply",
     "Retry",
     "Slots",

@@ -16,6 +16,7 @@ from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
 from llmlab.events import Admitted, Attempted, Bus, Finished, Retrying, Stopped
 from llmlab.progress import say
+from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.slots import Slots
 from llmlab.types import Outcome, Prompt, Status
 
@@ -40,7 +41,7 @@ class Ground:
 
     handler: Handler
     """The strategy's stack around the provider."""
-    slots: Slots | None
+    slots: Slots | Adaptive | None
     """The stack's limit of requests in flight, if it has one."""
 
 

@@ -22,6 +22,8 @@ from llmlab.loops import Home
 from llmlab.prices import Price, read_prices
 from llmlab.progress import say, wants_bar
 from llmlab.providers import connect
+from llmlab.rules.adapt import Controller
+from llmlab.rules.slots import Slots
 from llmlab.strategy import CONCURRENCY, Strategy
 from llmlab.types import Message, Prompt, Reply
 
@@ -42,8 +44,9 @@ class Lab:
             None: the provider's own.
         api_key: The key. None: from the provider's environment variable, as OPENAI_API_KEY.
         transport: Sends the requests instead of llmlab's own connections; stays yours to close.
-        concurrency: Requests in flight at most, at least 1; changes while jobs run through `lab.concurrency`. None:
-            the strategy's own (32 by default).
+        concurrency: Requests in flight at most: a number of at least 1, "auto" (as many as still buy throughput, found
+            while jobs run), or a controller (Elastic, AIMD, Gradient, Fixed). None: the strategy's own (32 by
+            default). `lab.concurrency = 64` sets a number while jobs run.
         rpm: Requests per minute at most. None: as the provider's headers say, or its 429s teach.
         tpm: Tokens per minute at most, input and output together; likewise. `rpm` and `tpm` are settings of the
             default strategy; a strategy of your own brings its own Rate.
@@ -70,7 +73,7 @@ class Lab:
         base_url: str | None = None,
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Controller | Literal["auto"] | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
         strategy: Strategy | None = None,
@@ -214,7 +217,7 @@ class Lab:
     @concurrency.setter
     def concurrency(self, limit: int) -> None:
         slots = _slots(self.strategy)
-        type(slots)(limit)  # complains here, not on the loop
+        Slots(limit)  # complains here, not on the loop
         self._home.call_soon(partial(slots.resize, limit))
 
     @property
@@ -291,7 +294,13 @@ def _tell_trouble(trouble: str | None) -> None:
     say(f"llmlab: {trouble}" if trouble else "llmlab: the journal can be written again")
 
 
-def _live(strategy: Strategy | None, concurrency: int | None, *, rpm: float | None, tpm: float | None) -> Strategy:
+def _live(
+    strategy: Strategy | None,
+    concurrency: int | Controller | Literal["auto"] | None,
+    *,
+    rpm: float | None,
+    tpm: float | None,
+) -> Strategy:
     if strategy is None:
         limit = CONCURRENCY if concurrency is None else concurrency
         return Strategy.default(concurrency=limit, rpm=rpm, tpm=tpm)
@@ -301,6 +310,8 @@ def _live(strategy: Strategy | None, concurrency: int | None, *, rpm: float | No
         raise TypeError(f"strategy must be a Strategy, not {type(strategy).__name__}; try Strategy.default()")
     live = strategy.fresh()
     if concurrency is not None:
+        if not isinstance(concurrency, int):
+            raise ValueError("a strategy of your own brings its own controller: give it as Admit((Adaptive(…),))")
         _slots(live).resize(concurrency)
     return live
 

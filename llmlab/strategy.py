@@ -1,15 +1,17 @@
 """A strategy is a named stack of policies; the default order stands here, once, with its reasons."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from llmlab.call import Handler, Policy, chain
 from llmlab.estimate import Estimator
 from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
+from llmlab.rules.adapt import Controller
+from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.breaker import Breaker
+from llmlab.rules.elastic import Elastic
 from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
 
@@ -41,7 +43,7 @@ class Strategy:
     def default(
         cls,
         *,
-        concurrency: int = CONCURRENCY,
+        concurrency: int | Controller | Literal["auto"] = CONCURRENCY,
         rpm: float | None = None,
         tpm: float | None = None,
         total: float | None = None,
@@ -53,7 +55,8 @@ class Strategy:
         """The stack a Lab uses unless told otherwise.
 
         Args:
-            concurrency: Requests in flight at most, at least 1.
+            concurrency: Requests in flight at most: a number of at least 1, "auto" (Elastic(): as many as still buy
+                throughput), or a controller: Elastic, AIMD, Gradient, Fixed.
             rpm: Requests per minute. None: as the provider's headers say, or its 429s teach.
             tpm: Tokens per minute, input and output together; likewise.
             total: Seconds for a whole row, waits and retries included. None: no limit.
@@ -70,7 +73,7 @@ class Strategy:
             retry or Retry(),
             # One line for all calls of the lab; everything below it is a request in flight. The breaker is asked last:
             # it counts probes when it lets one go, so nobody after it may say no.
-            Admit((Slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm), breaker or Breaker()), Estimator()),
+            Admit((_slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm), breaker or Breaker()), Estimator()),
             # Below Admit: waiting in line is not slowness of the provider.
             timeout or ATTEMPT,
         )
@@ -95,16 +98,23 @@ class Strategy:
         return next((policy for policy in self.policies if isinstance(policy, Admit)), None)
 
     @property
-    def slots(self) -> Slots | None:
+    def slots(self) -> Slots | Adaptive | None:
         """The rule that limits requests in flight, if the stack has one."""
-        return next(self._slots(), None)
-
-    def _slots(self) -> Iterator[Slots]:
-        if self.admit is not None:
-            yield from (rule for rule in self.admit.rules if isinstance(rule, Slots))
+        rules = () if self.admit is None else self.admit.rules
+        return next((rule for rule in rules if isinstance(rule, Slots | Adaptive)), None)
 
     def __str__(self) -> str:
         return f"{self.name}: " + " > ".join(map(repr, self.policies))
+
+
+def _slots(concurrency: int | Controller | Literal["auto"]) -> Slots | Adaptive:
+    if concurrency == "auto":
+        return Adaptive(Elastic())
+    if isinstance(concurrency, int):
+        return Slots(concurrency)
+    if not hasattr(concurrency, "finish"):
+        raise TypeError(f"concurrency must be a whole number, 'auto' or a controller, not {concurrency!r}")
+    return Adaptive(concurrency)
 
 
 def _fresh(policy: Any) -> Any:

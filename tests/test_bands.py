@@ -11,6 +11,7 @@ BANDS = {
     "types": 0, "errors": 0, "clock": 0, "loops": 0, "heap": 0, "version": 0,
     "template": 1, "prices": 1, "events": 1, "call": 1,
     "estimate": 1, "progress": 2, "rules": 2, "rules.slots": 2, "rules.rate": 2, "rules.breaker": 2,
+    "rules.adapt": 1, "rules.classic": 2, "rules.elastic": 2, "rules.adaptive": 2,
     "policies": 2, "policies.admit": 2, "policies.retry": 2, "policies.timeout": 2,
     "mismatch": 0, "runlock": 0, "writer": 0, "identity": 1, "stored": 1, "logbook": 2, "keeper": 3, "journal": 4,
     "providers.sse": 1, "providers.limits": 1, "providers.fault": 1, "providers.base": 2, "providers.taxonomy": 2,

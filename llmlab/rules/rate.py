@@ -94,8 +94,7 @@ class Rate:
         if self.burst > MINUTE:
             raise ValueError(f"Rate: burst must be at most {MINUTE:.0f} seconds, not {self.burst!r}")
         self._governor = _Governor()
-        limits = {name: getattr(self, name) for name in DIMENSIONS}
-        self._limit(-math.inf, {name: limit for name, limit in limits.items() if limit is not None})
+        self._limit(-math.inf, {name: limit for name in DIMENSIONS if (limit := getattr(self, name)) is not None})
 
     @property
     def learned_rpm(self) -> float | None:
@@ -351,10 +350,10 @@ def _changes(cost: Cost, error: BaseException | None, used: Cost | None, sent: f
 def _named(text: str) -> set[str]:
     """Dimensions that a provider's words speak of."""
     named = {"requests"} if _REQUESTS.search(text) else set()
-    found = list(_TOKENS.finditer(text))
-    kinds = {_KINDS[kind.lower()] for match in found if (kind := match[1] or match[2])}
-    every = {"input_tokens", "output_tokens", "total_tokens"} if found else set()
-    return named | (kinds or every)
+    if found := list(_TOKENS.finditer(text)):
+        kinds = {_KINDS[kind.lower()] for match in found if (kind := match[1] or match[2])}
+        named |= kinds or {"input_tokens", "output_tokens", "total_tokens"}
+    return named
 
 
 def _check(name: str, value: object) -> None:
