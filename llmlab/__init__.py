@@ -1,11 +1,12 @@
 """llmlab: run a column of prompts through a slow, rate-limited, flaky LLM API and get a DataFrame back.
 
-import llmlab
-lab = llmlab.Lab("openai:MODEL")         # Lab() talks to a simulated provider: no key, no cost
-out = await lab.run_many(df.prompt)      # one row per prompt, same index, latency and error columns
-llmlab.summary(out)
+Example:
+    lab = llmlab.Lab("openai:MODEL")         # Lab() talks to a simulated provider: no key, no cost
+    out = await lab.run_many(df.prompt)      # one row per prompt, same index, latency and error columns
+    llmlab.summary(out)
 """
 
+from llmlab import journal as journal
 from llmlab.errors import LLMError
 from llmlab.events import Event
 from llmlab.job import Job

@@ -134,10 +134,14 @@ def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
         records: In the order of their rows.
         index: The result's index, as long as `records`. None: 0, 1, 2, …
     """
-    labels = pd.RangeIndex(len(records)) if index is None else index
+    return frame_of(COLUMNS, records, pd.RangeIndex(len(records)) if index is None else index)
+
+
+def frame_of(columns: Sequence[Column], records: Sequence[Record], index: pd.Index) -> Frame:
+    """Make a frame with these columns and dtypes of records in their order."""
     values = zip(*records, strict=True) if records else itertools.repeat(())
-    data = {column.name: _series(column, each, labels) for column, each in zip(COLUMNS, values, strict=False)}
-    return pd.DataFrame(data, index=labels)
+    data = {column.name: _series(column, each, index) for column, each in zip(columns, values, strict=False)}
+    return pd.DataFrame(data, index=index)
 
 
 def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Series[Any]":
@@ -156,10 +160,10 @@ def _writable(text: str | None) -> str | None:
     return None if text is None else text.encode(errors="backslashreplace").decode()
 
 
-def columns_table() -> str:
-    """The columns as a Markdown table, for the README."""
+def columns_table(columns: Sequence[Column] = COLUMNS) -> str:
+    """Columns as a Markdown table, for the README."""
     lines = ["| column | dtype | unit | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |" for c in COLUMNS]
+    lines += [f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |" for c in columns]
     return "\n".join(lines)
 
 

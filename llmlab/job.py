@@ -16,6 +16,7 @@ from llmlab.events import Bus, Finished
 from llmlab.feeder import Feeder, Ground, Load
 from llmlab.frame import Frame, Record, Rows, record
 from llmlab.heap import set_aside
+from llmlab.history import History
 from llmlab.keeper import Keeper
 from llmlab.loops import Home, running_loop, sigint_guard
 from llmlab.progress import Progress, TextBar, say
@@ -77,6 +78,7 @@ class Job(Generic[T]):
         self._task: asyncio.Task[T] | None = None
         self._cancelled: str | None = None
         self._progress = Progress(self.bus, order.rows.total)
+        self._history = History(self.bus)
         if home.elsewhere:
             home.call_soon(self._start)
         elif (loop := running_loop()) is not None:
@@ -165,6 +167,16 @@ class Job(Generic[T]):
     def frame(self) -> Frame:
         """The rows settled so far, in input order, with the input's index; see `llmlab.frame.COLUMNS`."""
         return self._order.rows.frame(self._records.copy())  # a copy: the job may run in another thread
+
+    @property
+    def attempts(self) -> Frame:
+        """The requests that have ended so far, one row each, failed ones too; see `llmlab.history.ATTEMPTS`."""
+        return self._history.attempts()
+
+    @property
+    def events(self) -> Frame:
+        """What happened so far besides: rows that back off, the job's stop; see `llmlab.history.EVENTS`."""
+        return self._history.events()
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         """Outcomes as they come, in the order in which rows are settled, from the first time it is asked for one.
