@@ -269,7 +269,7 @@ class Feeder:
 
     def _make_room(self) -> None:
         # Half empty before it is filled again: the feeder wakes once for many rows.
-        if len(self._new) * 2 <= self._ahead and len(self._tasks) < self._most_alive:
+        if not self._room.is_set() and len(self._new) * 2 <= self._ahead and len(self._tasks) < self._most_alive:
             self._room.set()
 
     def _admitted(self, event: Admitted) -> None:

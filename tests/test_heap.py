@@ -61,3 +61,23 @@ def test_a_process_that_froze_objects_itself_keeps_them_frozen() -> None:
     with set_aside():
         pass
     assert gc.get_freeze_count() > 0
+
+
+def test_the_collectors_threshold_is_put_back() -> None:
+    before = gc.get_threshold()
+    with set_aside():
+        assert gc.get_threshold()[0] >= before[0]
+        with set_aside():
+            pass
+    assert gc.get_threshold() == before
+
+
+def test_a_collector_that_is_switched_off_stays_off() -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        with set_aside():
+            assert gc.get_threshold()[0] == 0
+        assert gc.get_threshold()[0] == 0
+    finally:
+        gc.set_threshold(*before)

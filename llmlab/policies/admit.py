@@ -202,7 +202,8 @@ class Admit:
     def _settle(self, now: float, call: Call, cost: Cost, permits: Permits, error: BaseException | None) -> None:
         used: Cost | None = None
         if (usage := call.usage) is not None and isinstance(cost, Estimate) and self.estimator is not None:
-            self.estimator.learn(cost, usage)
+            if error is None:  # what a broken answer had come to says nothing about how long answers are
+                self.estimator.learn(cost, usage)
             used = {
                 "requests": 1.0,
                 "input_tokens": float(usage.input_tokens),

@@ -69,11 +69,13 @@ class Retry:
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
         """Pass the call on until it succeeds or there is no point in going on."""
-        account = _Account(self, asyncio.get_running_loop().time())
+        began = asyncio.get_running_loop().time()
+        account: _Account | None = None  # most rows never need one
         while True:
             try:
                 return await inner(call)
             except LLMError as error:
+                account = account or _Account(self, began)
                 delay = account.delay(error, call)
                 if delay is None:
                     raise

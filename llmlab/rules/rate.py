@@ -88,6 +88,7 @@ class Rate:
     _meters: dict[str, "_Meter"] = field(default_factory=dict, init=False, repr=False, compare=False)
     _governor: "_Governor" = field(init=False, repr=False, compare=False)
     _changed: Callable[[], None] | None = field(default=None, init=False, repr=False, compare=False)
+    _free: bool = field(default=True, init=False, repr=False, compare=False)  # no limit, no pause, nothing to ask
 
     def __post_init__(self) -> None:
         _check("burst", self.burst)
@@ -124,6 +125,8 @@ class Rate:
 
     def wait(self, now: float, cost: Cost) -> float:
         """Seconds until every dimension of `cost` has enough; 0: now. Never infinity."""
+        if self._free:
+            return 0.0
         free = self._governor.meter.free(1.0)
         for name, amount in cost.items():
             if (meter := self._meters.get(name)) is not None:
@@ -155,6 +158,7 @@ class Rate:
             return
         for name, (limit, remaining, _) in (levels or {}).items():
             self._meter(name).sync(now, limit, remaining, sent, self.burst / MINUTE)
+            self._free = False
         if error is None:
             self._governor.succeed(now, now - sent)
         elif isinstance(error, LLMError) and error.verdict.throttle:
@@ -167,6 +171,7 @@ class Rate:
         return meter
 
     def _limit(self, now: float, limits: Mapping[str, float | None]) -> None:
+        self._free = self._free and not limits
         for name, limit in limits.items():
             if name not in DIMENSIONS:
                 raise TypeError(f"Rate: a limit is one of {', '.join(DIMENSIONS)}, not {name!r}")
@@ -179,6 +184,7 @@ class Rate:
             meter.bound(now, self.burst / MINUTE)
 
     def _throttle(self, now: float, cost: Cost, error: LLMError, levels: Levels, sent: float) -> None:
+        self._free = False
         short = {name for name, (_, left, _) in levels.items() if left <= 0 or left < cost.get(name, 0.0)}
         named = short or _named(f"{error.code}: {error.message}")
         concerned = named & cost.keys() or cost.keys() - {"usd"}  # money's pace is ours alone
@@ -215,7 +221,9 @@ class _Meter:
         return max(self.paused, self.tat + lead if lead < 0 else self.tat)
 
     def take(self, now: float, amount: float) -> None:
-        self.correct(now, amount)
+        self.net += amount
+        if self.per:
+            self.tat = max(now, self.tat) + amount * self.per
         self.log.append((now, self.net))
         if len(self.log) > LOG:
             self.seen = self.log.popleft()[1]
