@@ -16,6 +16,8 @@ from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
 
 CONCURRENCY = 32
+STRAY = 0.1
+"""Share of 429s from which they speak of a limit: a flaky provider's stray ones must not choke the rate."""
 ATTEMPT = Timeout(attempt=600.0, connect=10.0, first_token=120.0, between_tokens=60.0)
 
 
@@ -61,7 +63,7 @@ class Strategy:
             tpm: Tokens per minute, input and output together; likewise.
             total: Seconds for a whole row, waits and retries included. None: no limit.
             retry: Replaces the default Retry().
-            rate: Replaces Rate(rpm=rpm, tpm=tpm).
+            rate: Replaces Rate(rpm=rpm, tpm=tpm, stray=0.1).
             breaker: Replaces the default Breaker().
             timeout: Replaces the default deadlines of an attempt: 600 s in all, 10 s to connect, and for
                 streams 120 s to the first token and 60 s between tokens.
@@ -73,7 +75,9 @@ class Strategy:
             retry or Retry(),
             # One line for all calls of the lab; everything below it is a request in flight. The breaker is asked last:
             # it counts probes when it lets one go, so nobody after it may say no.
-            Admit((_slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm), breaker or Breaker()), Estimator()),
+            Admit(
+                (_slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm, stray=STRAY), breaker or Breaker()), Estimator()
+            ),
             # Below Admit: waiting in line is not slowness of the provider.
             timeout or ATTEMPT,
         )

@@ -63,3 +63,17 @@ def test_a_provider_that_stays_down_ends_the_job_with_what_is_done(capsys) -> No
     assert "ProviderDown" in set(out.error_type.dropna())
     assert ended < 20 + 120 + 60
     assert "down for" in capsys.readouterr().err
+
+
+def test_a_flaky_provider_without_limits_does_not_choke_the_rate() -> None:
+    """One request in five goes wrong, some with a stray 429: that is no limit to be learned."""
+    simulator = Simulator(seed=1, faults=Faults.mixed(0.2))
+
+    async def main() -> tuple[pd.DataFrame, float]:
+        lab = llmlab.Lab("openai:m", transport=simulator, seed=1)
+        out = await lab.run_many([f"Question {n}: what is {n} squared?" for n in range(400)], stream=True)
+        return out, asyncio.get_running_loop().time()
+
+    out, ended = run_virtual(main)
+    assert (out.status == "ok").all()
+    assert ended < 60

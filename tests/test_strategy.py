@@ -63,7 +63,7 @@ def test_the_defaults_are_as_documented() -> None:
 def test_each_part_of_the_default_can_be_replaced() -> None:
     retry, timeout, breaker = Retry(attempts=2), Timeout(attempt=1.0), Breaker(probes=1)
     strategy = Strategy.default(concurrency=3, rpm=60, retry=retry, breaker=breaker, timeout=timeout)
-    assert strategy.policies == (retry, Admit((Slots(3), Rate(rpm=60), breaker), Estimator()), timeout)
+    assert strategy.policies == (retry, Admit((Slots(3), Rate(rpm=60, stray=0.1), breaker), Estimator()), timeout)
 
 
 def test_bare_is_concurrency_and_nothing_else() -> None:

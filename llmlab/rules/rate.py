@@ -85,6 +85,9 @@ class Rate:
 
     A whole minute at once is the usual first wave of 429s: providers enforce their minutes over shorter spans.
     """
+    stray: float = 0.0
+    """A 429 without a known reason teaches nothing while fewer than this share of the latest requests met one: its row
+    backs off, and nobody else. From 0 to below 1; 0: each one teaches."""
     _meters: dict[str, "_Meter"] = field(default_factory=dict, init=False, repr=False, compare=False)
     _governor: "_Governor" = field(init=False, repr=False, compare=False)
     _changed: Callable[[], None] | None = field(default=None, init=False, repr=False, compare=False)
@@ -92,6 +95,8 @@ class Rate:
 
     def __post_init__(self) -> None:
         _check("burst", self.burst)
+        if not 0 <= self.stray < 1:
+            raise ValueError(f"Rate: stray must be at least 0 and below 1, not {self.stray!r}")
         if self.burst > MINUTE:
             raise ValueError(f"Rate: burst must be at most {MINUTE:.0f} seconds, not {self.burst!r}")
         self._governor = _Governor()
@@ -153,7 +158,7 @@ class Rate:
         for name, amount in _changes(cost, error, used, sent):
             self._meter(name).correct(now, amount)
         if sent is None:
-            self._governor.refuse(now)
+            self._governor.refuse(now, 0.0)
             self._governor.meter.correct(now, -1.0)
             return
         for name, (limit, remaining, _) in (levels or {}).items():
@@ -194,7 +199,8 @@ class Rate:
             self._governor.pause(now, now + error.retry_after)
         self._governor.refuse(sent)
         known = any(self._meter(name).per for name in concerned)
-        if not (known and (short or error.retry_after)) or error.code in _RAMP:
+        explained = known and (short or error.retry_after)
+        if error.code in _RAMP or not (explained or self._governor.stray(now, self.stray)):
             self._governor.cut(now, sent)
 
 
@@ -285,7 +291,9 @@ class _Governor:
     rate: float = math.inf
     meter: _Meter = field(default_factory=lambda: _Meter(1.0))
     latency: float = 0.0  # median, followed in steps of 5%
-    sends: deque[list[float]] = field(default_factory=lambda: deque(maxlen=240))  # start, count of each half second
+    sends: deque[list[float]] = field(
+        default_factory=lambda: deque(maxlen=240)
+    )  # start, count, refused of each half second
     peak: float = 0.0
     cut_at: float = -math.inf
     grown_at: float = -math.inf
@@ -294,16 +302,24 @@ class _Governor:
 
     def send(self, now: float) -> None:
         if not self.sends or now - self.sends[-1][0] >= EVERY:
-            self.sends.append([now, 0.0])
+            self.sends.append([now, 0.0, 0.0])
         self.sends[-1][1] += 1.0
         self.meter.correct(now, 1.0)
 
-    def refuse(self, sent: float) -> None:
-        """Count one less of those sent then."""
+    def refuse(self, sent: float, refused: float = 1.0) -> None:
+        """Count one less of those sent then; `refused`: whether the provider would not have it."""
         for each in reversed(self.sends):
             if each[0] <= sent:
                 each[1] = max(0.0, each[1] - 1.0)
+                each[2] += refused
                 return
+
+    def stray(self, now: float, share: float) -> bool:
+        """Whether so few were refused lately that it says nothing about the rate."""
+        start = now - min(max(SPAN, self.latency), MINUTE)
+        lately = [each for each in self.sends if each[0] >= start]
+        refused = sum(each[2] for each in lately)
+        return refused < share * (refused + sum(each[1] for each in lately))
 
     def pause(self, now: float, until: float) -> None:
         if now > self.pause_to:
@@ -315,7 +331,7 @@ class _Governor:
         start = now - span
         if start < (resumed := min(now, self.pause_to)):
             start -= resumed - self.pause_from
-        return sum(count for at, count in self.sends if at >= start) / span
+        return sum(each[1] for each in self.sends if each[0] >= start) / span
 
     def cut(self, now: float, sent: float) -> None:
         if sent <= self.cut_at:
