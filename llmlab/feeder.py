@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from llmlab.call import Call, Handler
 from llmlab.clock import wall_offset
@@ -18,7 +18,7 @@ from llmlab.events import Admitted, Attempted, Bus, Finished, Retrying, Stopped
 from llmlab.progress import say
 from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.slots import Slots
-from llmlab.types import Outcome, Prompt, Status
+from llmlab.types import Item, Outcome, Prompt, Status
 
 LIVE_ROWS = 1000
 """Rows alive at most (or four times the concurrency, if that is more), those that back off included."""
@@ -29,10 +29,6 @@ BREATH = 64
 """Rows taken from a source in one go before the loop may do something else."""
 LONGEST_BREATH = 0.005
 """Seconds after which it may in any case: a slow source must not hold up the answers."""
-
-
-Item: TypeAlias = Prompt | Exception
-"""A row as read: a prompt, or why it is none."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from llmlab.template import Template, did_you_mean
-from llmlab.types import Message, Outcome, Prompt, Reply, is_missing
+from llmlab.types import Item, Message, Outcome, Prompt, Reply, is_missing
 
 Frame: TypeAlias = pd.DataFrame
 """What a job's result is, for modules that leave pandas alone."""
@@ -165,10 +165,6 @@ def columns_table(columns: Sequence[Column] = COLUMNS) -> str:
     lines = ["| column | dtype | unit | meaning |", "|---|---|---|---|"]
     lines += [f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |" for c in columns]
     return "\n".join(lines)
-
-
-Item: TypeAlias = Prompt | Exception
-"""A row as read: a prompt, or why it is none (rows of a generator are only seen when their turn comes)."""
 
 
 @dataclass

@@ -121,7 +121,11 @@ class Keeper:
             announce(outcome)
 
         attempts = self._attempts.pop(index, ())
-        self._journal.append(index, outcome, key=key, occ=occurrence, attempts=attempts, then=committed)
+        try:
+            self._journal.append(index, outcome, key=key, occ=occurrence, attempts=attempts, then=committed)
+        except RuntimeError:  # it failed a moment ago on its own thread; the answer is paid for all the same
+            self._failed = True
+            committed()
 
     async def close(self, announce: Announce, *, at_once: bool) -> None:
         """Commit and report what waits, and let go of the file; with `at_once` a full disk is not waited for."""

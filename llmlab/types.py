@@ -162,6 +162,10 @@ def _check(model: object, temperature: object, max_tokens: object) -> None:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
 
 
+Item: TypeAlias = Prompt | Exception
+"""A row as read: a prompt, or why it is none (rows of a generator are only seen when their turn comes)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one answer, in one convention for all providers."""

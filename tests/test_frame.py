@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.errors import ServerError
-from llmlab.frame import COLUMNS, OVERRIDES, Item, Rows, read_rows, record, to_frame
-from llmlab.types import Message, Outcome, Prompt, Reply, Status, Usage
+from llmlab.frame import COLUMNS, OVERRIDES, Rows, read_rows, record, to_frame
+from llmlab.types import Item, Message, Outcome, Prompt, Reply, Status, Usage
 
 TALK = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
 
