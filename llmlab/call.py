@@ -10,7 +10,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from llmlab.types import Prompt, Reply, Usage
+from llmlab.prices import Price
+from llmlab.types import Kind, Prompt, Reply, Usage
+
+PRIORITIES = range(4)
+"""0 critical, 1 high, 2 normal, 3 low."""
+NORMAL = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """Calls that belong together in a lab's line, as those of one job: lanes of one priority share it fairly."""
+
+    priority: int = NORMAL
+    """0 critical, 1 high, 2 normal, 3 low."""
+    patient: bool = True
+    """Its calls are held back by whoever makes them; those of an impatient lane are refused when the line is full."""
+    budget: Any = None
+    """A rule (see `llmlab.policies.admit.Rule`) that holds for this lane alone. None: none."""
+
+
+COMMON = Lane()
+"""The lane of calls that belong to nobody in particular."""
 
 
 @dataclass(slots=True)
@@ -47,8 +68,30 @@ class Call:
     """Tokens that the present attempt is known to have used."""
     levels: Mapping[str, tuple[float, float, float]] | None = None
     """What the answer's headers said of the provider's limits: dimension -> limit, remaining, seconds until full."""
+    provider: str = ""
+    """Name of the provider that the call is on its way to."""
+    model: str = ""
+    """Model that the call is on its way to: the prompt's own, or else the target's."""
+    price: Price | None = None
+    """Of that model. None: not known."""
+    kind: Kind = "first"
+    """Why the next request is sent."""
+    lane: Lane = COMMON
+    """With whom it shares its place in the lab's line."""
+    arrived: float | None = None
+    """Loop time at which it first stood in line."""
+    wasted_tokens: int = 0
+    """Tokens that failed attempts are known to have used so far."""
+    wasted_usd: float | None = None
+    """Dollars for them. None: none, or no price is known."""
     committed: bool = False
     """Text of this answer was handed to the user: a retry would repeat it."""
+
+    def waste(self, usage: Usage, cost: float | None) -> None:
+        """Account for an attempt that used tokens and gave no answer."""
+        self.wasted_tokens += usage.input_tokens + usage.output_tokens
+        if cost is not None:
+            self.wasted_usd = (self.wasted_usd or 0.0) + cost
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Reply]]

@@ -4,6 +4,8 @@
       Rejected                never left this process
         Unsendable
         ProviderDown
+        QueueFull
+        BudgetSpent
       Unreachable             no answer came
         ConnectFailed
         Dropped
@@ -110,6 +112,18 @@ class ProviderDown(Rejected):
     """The provider has been down for so long that waiting on is pointless; says for how long, and the last error."""
 
     verdict = Verdict(fallback=True, fatal=True)
+
+
+class QueueFull(Rejected):
+    """So many requests wait in the lab's line that this one was not taken in; says how many."""
+
+    verdict = Verdict(fallback=True)
+
+
+class BudgetSpent(Rejected):
+    """The next request might pass the budget: says what was spent, and of how much."""
+
+    verdict = Verdict(fatal=True)
 
 
 class Unreachable(LLMError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from llmlab.errors import LLMError
-from llmlab.types import Outcome, Usage
+from llmlab.types import Kind, Outcome, Usage
 
 _log = logging.getLogger("llmlab")
 
@@ -44,6 +44,12 @@ class Attempted:
     """Why it failed; None if it did not."""
     usage: Usage | None
     """Tokens it is known to have used, also when it failed."""
+    cost_usd: float | None = None
+    """Dollars for them; None when the tokens or the price are not known."""
+    kind: Kind = "first"
+    """Why it was sent: first, retry, hedge or fallback."""
+    target: str = ""
+    """Where to: "provider:model"."""
 
 
 @dataclass(frozen=True, slots=True)

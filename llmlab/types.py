@@ -13,6 +13,8 @@ JSON: TypeAlias = dict[str, Any]
 
 Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
 Status: TypeAlias = Literal["ok", "error", "cancelled"]
+Kind: TypeAlias = Literal["first", "retry", "hedge", "fallback"]
+"""Why a request was sent."""
 
 ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant")
 
@@ -245,3 +247,7 @@ class Outcome:
     """Unix time at which the row was taken up."""
     finished_at: float = 0.0
     """Unix time at which it was settled."""
+    wasted_tokens: int = 0
+    """Tokens that its other attempts (failed, hedged in vain) are known to have used."""
+    wasted_usd: float | None = None
+    """Dollars for them; None when no price is known."""

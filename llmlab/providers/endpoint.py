@@ -126,12 +126,14 @@ class _Exchange:
         self.sent: float | None = None
         self.first: float | None = None
         self.complete: float | None = None
+        self.kind = call.kind
 
     async def run(self) -> Reply:
         call = self.call
         model = call.prompt.model or self.provider.model
         body = self.codec.encode(call.prompt, model, stream=call.stream)
         call.attempts += 1
+        self.kind, call.kind = call.kind, "retry"
         self.sent = call.sent = self.loop.time()
         answer = await self.provider.sender.post(body, call.connect_timeout)
         try:
@@ -203,23 +205,28 @@ class _Exchange:
         self.call.emit(Delta(self.call.index, text))
 
     def _reply(self, model: str, headers: Mapping[str, str], sent: float) -> Reply:
-        price = self.provider.prices.get(model)
-        usage = self.draft.usage
         return self.draft.reply(
             provider=self.provider.name,
             model=model,
             request_id=headers.get(self.codec.request_id_header),
             latency_s=(self.complete or self.loop.time()) - sent,
             ttft_s=None if self.first is None else self.first - sent,
-            cost_usd=price.cost(usage) if price is not None and usage is not None else None,
+            cost_usd=self._cost(),
         )
+
+    def _cost(self) -> float | None:
+        price, usage = self.call.price, self.draft.usage
+        return None if price is None or usage is None else price.cost(usage)
 
     def report(self, error: LLMError | None) -> None:
         """Publish that the attempt has ended, if it was sent."""
         if self.sent is not None:
-            call, now = self.call, self.loop.time()
-            call.usage = self.draft.usage
-            call.emit(Attempted(call.index, call.attempts, self.sent, now, error, self.draft.usage))
+            call, now, usage, cost = self.call, self.loop.time(), self.draft.usage, self._cost()
+            call.usage = usage
+            if error is not None and usage is not None:
+                call.waste(usage, cost)
+            target = f"{self.provider.name}:{call.model}"
+            call.emit(Attempted(call.index, call.attempts, self.sent, now, error, usage, cost, self.kind, target))
 
 
 async def _head(chunks: AsyncIterator[bytes]) -> bytes:
