@@ -26,8 +26,8 @@ class Lane:
     """0 critical, 1 high, 2 normal, 3 low."""
     patient: bool = True
     """Its calls are held back by whoever makes them; those of an impatient lane are refused when the line is full."""
-    budget: Any = None
-    """A rule (see `llmlab.policies.admit.Rule`) that holds for this lane alone. None: none."""
+    budgets: tuple[Any, ...] = ()
+    """Rules on what its calls may spend (see `llmlab.policies.admit.Budget`); others may share them."""
 
 
 COMMON = Lane()
@@ -80,8 +80,8 @@ class Call:
     """With whom it shares its place in the lab's line."""
     arrived: float | None = None
     """Loop time at which it first stood in line."""
-    wasted_tokens: int = 0
-    """Tokens that failed attempts are known to have used so far."""
+    wasted: Usage | None = None
+    """Tokens that failed attempts are known to have used so far. None: none."""
     wasted_usd: float | None = None
     """Dollars for them. None: none, or no price is known."""
     committed: bool = False
@@ -89,7 +89,7 @@ class Call:
 
     def waste(self, usage: Usage, cost: float | None) -> None:
         """Account for an attempt that used tokens and gave no answer."""
-        self.wasted_tokens += usage.input_tokens + usage.output_tokens
+        self.wasted = usage if self.wasted is None else self.wasted + usage
         if cost is not None:
             self.wasted_usd = (self.wasted_usd or 0.0) + cost
 

@@ -102,3 +102,10 @@ def wall_offset() -> float:
     if isinstance(loop, VirtualClockLoop):
         return EPOCH
     return time.time() - loop.time()
+
+
+def cpu_seconds() -> float | None:
+    """Seconds that this thread has computed so far; None in virtual time, where that means nothing."""
+    if isinstance(asyncio.get_running_loop(), VirtualClockLoop):
+        return None
+    return time.thread_time()

@@ -26,6 +26,8 @@ class Admitted:
     """When."""
     waited: float
     """Seconds it stood in line."""
+    held_by: str | None = None
+    """What the line waited for when it joined: concurrency, rate limit, provider, budget. None: it went at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,28 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerouted:
+    """A row goes on to another target."""
+
+    index: int
+    """The row's position."""
+    error: LLMError
+    """Why the target before has given up."""
+    target: str
+    """Where it goes now: "provider:model"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A target's rule has told something: its breaker turned, its limit was decided on, its provider asked to wait."""
+
+    target: str
+    """Whose: "provider:model"."""
+    what: object
+    """The rule's own value: a Transition, Decision, Pause or Learned of `llmlab.rules`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A row is settled."""
 
@@ -92,7 +116,7 @@ class Stopped:
     """Why, for a person."""
 
 
-Event: TypeAlias = Admitted | Attempted | Delta | Retrying | Finished | Stopped
+Event: TypeAlias = Admitted | Attempted | Delta | Retrying | Rerouted | Told | Finished | Stopped
 Listener: TypeAlias = Callable[[Any], None]
 
 

@@ -7,17 +7,14 @@ stands in no line and holds no slot, so others are taken meanwhile, up to a boun
 
 import asyncio
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 
-from llmlab.call import Call, Handler
+from llmlab.call import Call
 from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
 from llmlab.events import Admitted, Attempted, Bus, Finished, Retrying, Stopped
+from llmlab.load import Ground, Load, Store
 from llmlab.progress import say
-from llmlab.rules.adaptive import Adaptive
-from llmlab.rules.slots import Slots
 from llmlab.types import Item, Outcome, Prompt, Status
 
 LIVE_ROWS = 1000
@@ -30,61 +27,8 @@ BREATH = 64
 LONGEST_BREATH = 0.005
 """Seconds after which it may in any case: a slow source must not hold up the answers."""
 
-
-@dataclass
-class Ground:
-    """What a job runs on, handed over by the lab when the job starts on the lab's loop."""
-
-    handler: Handler
-    """The strategy's stack around the provider."""
-    slots: Slots | Adaptive | None
-    """The stack's limit of requests in flight, if it has one."""
-
-
-@dataclass
-class Load:
-    """The rows of one job."""
-
-    items: Iterable[Item] | AsyncIterable[Item]
-    """The rows, lazily."""
-    total: int | None
-    """How many; None if unknown. If known, rows that a stop keeps from being taken are marked, too."""
-    places: Iterator[int]
-    """Places in the lab's line, one for each row taken."""
-    stream: bool = False
-    """Ask for the answers in pieces."""
-    seed: int | None = None
-    """Seed of the job's randomness. None: from the system."""
-
-
-class Store(Protocol):
-    """Where rows are written down before they are reported; see `llmlab.keeper.Keeper`."""
-
-    @property
-    def full(self) -> bool:
-        """Whether no further rows should be taken for now."""
-        ...
-
-    @property
-    def has_a_chunk(self) -> bool:
-        """Whether it is time to `recall`."""
-        ...
-
-    def knows(self, index: int, item: object) -> bool:
-        """Note a row that is taken up; True if it is answered already, and `recall` will report it."""
-        ...
-
-    async def recall(self, announce: Callable[[Outcome], None]) -> Mapping[int, Prompt]:
-        """Report the rows answered already; gives back those that must be asked after all."""
-        ...
-
-    def keep(self, outcome: Outcome, announce: Callable[[Outcome], None]) -> None:
-        """Write an outcome down, and report it when it is safe."""
-        ...
-
-    async def close(self, announce: Callable[[Outcome], None], *, at_once: bool) -> None:
-        """Report what is still to be reported, and let go."""
-        ...
+SOURCE_BINDS = 0.5
+"""Share of the time spent waiting for the source from which on it is what binds an idle job."""
 
 
 class Feeder:
@@ -96,7 +40,7 @@ class Feeder:
         ground: Ground,
         bus: Bus,
         keep: Callable[[Outcome], object],
-        journal: "Store | None" = None,
+        journal: Store | None = None,
     ) -> None:
         self.load, self.ground, self.bus, self.keep, self.journal = load, ground, bus, keep, journal
         self.settled = 0
@@ -108,6 +52,9 @@ class Feeder:
         self._prompts: dict[int, Prompt] = {}
         self._new: set[int] = set()  # rows taken that were never yet admitted
         self._sent: set[int] = set()  # rows with a request in flight
+        self._source_s = 0.0  # seconds for which the source was waited for
+        self._asked: float | None = None  # since when it is, now
+        self._looked = (0.0, 0.0)  # when `waits_for` was last asked, and the seconds then
         self._feeder: asyncio.Task[None] | None = None
         self._recalling: asyncio.Future[Mapping[int, Prompt]] | None = None
         self._room = asyncio.Event()
@@ -143,7 +90,9 @@ class Feeder:
 
     async def _feed(self) -> None:
         breath = self._loop.time()
+        self._ask()
         async for item in self._items:
+            self._got()
             index, self._taken = self._taken, self._taken + 1
             if self.stopped is not None:  # by the source itself, or by a listener
                 self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
@@ -159,10 +108,12 @@ class Feeder:
             while self._full():
                 self._room.clear()
                 await self._room.wait()
+            self._ask()
+        self._got()
         if self.journal is not None:
             await self._recall(self.journal)
 
-    async def _recall(self, journal: "Store") -> None:
+    async def _recall(self, journal: Store) -> None:
         """Report rows that an earlier run has answered; a stop in the middle of it loses none of them."""
         self._recalling = asyncio.ensure_future(journal.recall(self._announce))
         for index, prompt in (await asyncio.shield(self._recalling)).items():
@@ -196,7 +147,7 @@ class Feeder:
 
     async def _row(self, index: int, prompt: Prompt) -> None:
         stream = self.load.stream or (prompt.max_tokens or 0) > LONG_ANSWER
-        call = Call(index, prompt, self.bus.emit, self._rng, stream, next(self.load.places))
+        call = Call(index, prompt, self.bus.emit, self._rng, stream, next(self.load.places), lane=self.load.lane)
         started = self._loop.time()
         try:
             reply = await self.ground.handler(call)
@@ -211,7 +162,7 @@ class Feeder:
             now = self._loop.time() + self._wall
             self._report(
                 Outcome(index, prompt, "ok", reply, None, call.attempts, call.queue_s, call.wait_s,
-                        started + self._wall, now)
+                        started + self._wall, now, call.wasted, call.wasted_usd)
             )  # fmt: skip
 
     def _settle(
@@ -227,7 +178,8 @@ class Feeder:
         now = self._loop.time() + self._wall
         begun = 0.0 if started is None else started + self._wall
         spent = (0, 0.0, 0.0) if call is None else (call.attempts, call.queue_s, call.wait_s)
-        self._report(Outcome(index, prompt, status, None, error, *spent, begun, now))
+        wasted = (None, None) if call is None else (call.wasted, call.wasted_usd)
+        self._report(Outcome(index, prompt, status, None, error, *spent, begun, now, *wasted))
 
     def _report(self, outcome: Outcome) -> None:
         self._tasks.pop(outcome.index, None)
@@ -245,6 +197,24 @@ class Feeder:
         self.keep(outcome)
         self.bus.emit(Finished(outcome))
         self._make_room()
+
+    def _ask(self) -> None:
+        self._asked = self._loop.time()
+
+    def _got(self) -> None:
+        if self._asked is not None:
+            self._source_s += self._loop.time() - self._asked
+        self._asked = None
+
+    @property
+    def waits_for(self) -> str:
+        """What the job waits for while nobody of it stands in line: source, journal or provider."""
+        now = self._loop.time()
+        waited = self._source_s + (0.0 if self._asked is None else now - self._asked)
+        (then, before), self._looked = self._looked, (now, waited)
+        if self.journal is not None and self.journal.full:
+            return "journal"
+        return "source" if waited - before > SOURCE_BINDS * (now - then) else "provider"
 
     # -- back-pressure ------------------------------------------------------------------------------------
 

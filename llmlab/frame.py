@@ -1,7 +1,4 @@
-"""The pandas boundary: tables become prompts, outcomes become tables.
-
-`COLUMNS` is the single source of the result's shape; it makes the frame, the README's table and a test.
-"""
+"""The pandas boundary: tables become prompts, outcomes become tables."""
 
 import itertools
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,57 +9,30 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from llmlab.columns import COLUMNS, Column, columns_table
 from llmlab.template import Template, did_you_mean
-from llmlab.types import Item, Message, Outcome, Prompt, Reply, is_missing
+from llmlab.types import Item, Message, Outcome, Prompt, Reply, Usage, is_missing
+
+__all__ = [
+    "COLUMNS",
+    "OVERRIDES",
+    "Column",
+    "Frame",
+    "Record",
+    "Rows",
+    "columns_table",
+    "frame_of",
+    "read_rows",
+    "record",
+    "to_frame",
+    "values",
+]
 
 Frame: TypeAlias = pd.DataFrame
 """What a job's result is, for modules that leave pandas alone."""
 
 OVERRIDES = ("model", "temperature", "max_tokens", "system")
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of the result."""
-
-    name: str
-    """Its name."""
-    dtype: str
-    """Its pandas dtype, also when the frame is empty."""
-    unit: str
-    """Its unit; "" where there is none."""
-    meaning: str
-    """What a value says, and when it is missing."""
-
-
-COLUMNS: tuple[Column, ...] = (
-    Column("prompt", "string", "", "the prompt's text as sent; of a conversation, its last user message"),
-    Column("content", "string", "", "the answer's text; missing unless status is ok"),
-    Column("status", "string", "", "ok, error or cancelled"),
-    Column("error", "string", "", "why there is no answer, in words; missing when ok"),
-    Column("error_type", "string", "", "the error's class, as in llmlab.errors; missing when ok"),
-    Column("latency_ms", "float64", "ms", "the successful attempt, from sending to the complete answer"),
-    Column("ttft_ms", "float64", "ms", "time to the first piece of text; missing unless streamed"),
-    Column("queue_ms", "float64", "ms", "waiting for admission, all attempts together"),
-    Column("wait_ms", "float64", "ms", "backing off between attempts"),
-    Column("attempts", "int64", "", "requests sent for this row"),
-    Column(
-        "finish_reason",
-        "string",
-        "",
-        "why the model stopped: stop, length, tool_calls, content_filter, other",
-    ),
-    Column("provider", "string", "", "the provider that answered"),
-    Column("model", "string", "", "the model that answered, as the provider names it"),
-    Column("input_tokens", "Int64", "tokens", "input of the answered attempt, cached tokens included"),
-    Column("output_tokens", "Int64", "tokens", "output of the answered attempt, reasoning included"),
-    Column("cached_tokens", "Int64", "tokens", "part of the input read from the provider's prompt cache"),
-    Column("cost_usd", "float64", "USD", "price of the answer; missing when the model's price is not known"),
-    Column("cache_hit", "bool", "", "answered from llmlab's own cache, at no cost"),
-    Column("request_id", "string", "", "the provider's id of the answered request"),
-    Column("started_at", "datetime64[us, UTC]", "", "when the row was taken up; missing if it never was"),
-    Column("finished_at", "datetime64[us, UTC]", "", "when the row was settled"),
-)
 
 Record: TypeAlias = tuple[Any, ...]
 """A settled row's values in the order of COLUMNS: plain values only, so that a hundred thousand of them weigh
@@ -83,6 +53,8 @@ def record(outcome: Outcome) -> Record:
         attempts=outcome.attempts,
         started_at=outcome.started_at,
         finished_at=outcome.finished_at,
+        wasted=outcome.wasted,
+        wasted_usd=outcome.wasted_usd,
     )
 
 
@@ -98,9 +70,11 @@ def values(
     attempts: int,
     started_at: float,
     finished_at: float,
+    wasted: Usage | None = None,
+    wasted_usd: float | None = None,
 ) -> Record:
     """A row's values in the order of COLUMNS. Seconds become milliseconds here and nowhere else."""
-    usage = None if reply is None else reply.usage
+    usage = _sum(None if reply is None else reply.usage, wasted)
     tokens: tuple[int | None, ...] = (None, None, None)
     if usage is not None:
         tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
@@ -119,12 +93,17 @@ def values(
         None if reply is None else reply.provider,
         None if reply is None else reply.model,
         *tokens,
-        None if reply is None else reply.cost_usd,
+        _sum(None if reply is None else reply.cost_usd, wasted_usd),
         reply is not None and reply.cache_hit,
         None if reply is None else reply.request_id,
         started_at,
         finished_at,
     )
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Their sum; unknown is not 0, but adds nothing to what is known."""
+    return other if one is None else one if other is None else one + other
 
 
 def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
@@ -158,13 +137,6 @@ def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Serie
 
 def _writable(text: str | None) -> str | None:
     return None if text is None else text.encode(errors="backslashreplace").decode()
-
-
-def columns_table(columns: Sequence[Column] = COLUMNS) -> str:
-    """Columns as a Markdown table, for the README."""
-    lines = ["| column | dtype | unit | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |" for c in columns]
-    return "\n".join(lines)
 
 
 @dataclass

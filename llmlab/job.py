@@ -10,19 +10,39 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from llmlab.events import Bus, Finished
-from llmlab.feeder import Feeder, Ground, Load
+from llmlab.call import COMMON, Lane
+from llmlab.events import Bus, Finished, Told
+from llmlab.feeder import Feeder
 from llmlab.frame import Frame, Record, Rows, record
+from llmlab.gauges import Gauges, limits_frame
 from llmlab.heap import set_aside
 from llmlab.history import History
 from llmlab.keeper import Keeper
+from llmlab.load import Ground, Load
 from llmlab.loops import Home, running_loop, sigint_guard
+from llmlab.policies.admit import Admit
 from llmlab.progress import Progress, TextBar, say
+from llmlab.rules.adapt import Decision
+from llmlab.rules.breaker import Transition
+from llmlab.rules.rate import Learned, Pause
 from llmlab.types import Outcome
 
 T = TypeVar("T")
+
+
+class Tuner(Protocol):
+    """What has a concurrency to be read and set: a Lab."""
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests in flight at most."""
+        ...
+
+    @concurrency.setter
+    def concurrency(self, limit: int | Literal["auto"]) -> None: ...
+
 
 MANY_ROWS = 500
 """From so many rows on (or if nobody knows how many) a job is worth sparing the garbage collector for."""
@@ -44,11 +64,13 @@ class Order:
     """Places in the lab's line, one for each row taken."""
     journal: Callable[[Bus], Keeper] | None = None
     """Makes the job's hold on its journal, if it has one."""
+    lane: Lane = COMMON
+    """With whom its rows share their place in the lab's line."""
 
     def load(self) -> Load:
         """The rows for a feeder."""
         rows = self.rows
-        return Load(rows.items, rows.total, self.places, self.stream, self.seed)
+        return Load(rows.items, rows.total, self.places, self.stream, self.seed, self.lane)
 
 
 class Job(Generic[T]):
@@ -66,11 +88,13 @@ class Job(Generic[T]):
         home: Home,
         open_ground: Callable[[], Ground],
         finish: "Callable[[Job[T]], T]",
+        tuner: Tuner | None = None,
     ) -> None:
         self.name = name
         self.bus = Bus()
         """The job's events."""
         self._order, self._home, self._open, self._finish = order, home, open_ground, finish
+        self._tuner = tuner
         self._feeder: Feeder | None = None
         self._records: dict[int, Record] = {}
         self.last: Outcome | None = None
@@ -79,6 +103,7 @@ class Job(Generic[T]):
         self._cancelled: str | None = None
         self._progress = Progress(self.bus, order.rows.total)
         self._history = History(self.bus)
+        self._gauges: Gauges | None = None
         if home.elsewhere:
             home.call_soon(self._start)
         elif (loop := running_loop()) is not None:
@@ -127,7 +152,9 @@ class Job(Generic[T]):
             ground = self._open()
             keeper = None if self._order.journal is None else self._order.journal(self.bus)
             self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
-            main = self._main(self._feeder, keeper)
+            feeder = self._feeder
+            self._gauges = Gauges(self.bus, ground.lines, lambda: feeder.waits_for)
+            main = self._main(feeder, keeper, ground)
             self._task = asyncio.get_running_loop().create_task(main, name=f"llmlab {self.name}")
         return self._task
 
@@ -139,7 +166,7 @@ class Job(Generic[T]):
         self._records[outcome.index] = record(outcome)
         self.last = outcome
 
-    async def _main(self, feeder: Feeder, keeper: Keeper | None) -> T:
+    async def _main(self, feeder: Feeder, keeper: Keeper | None, ground: Ground) -> T:
         if keeper is not None:
             await keeper.open(self._journal_failed)
         bar = TextBar(self._progress) if self._order.bar else None
@@ -147,10 +174,15 @@ class Job(Generic[T]):
         if self._cancelled is not None:
             feeder.stop(self._cancelled)
         total = self._order.rows.total
+        deaf = [_forward(name, line, self.bus) for name, line in ground.lines]
         try:
             with set_aside() if total is None or total >= MANY_ROWS else contextlib.nullcontext():
                 await feeder.go()
         finally:
+            for unsubscribe in deaf:
+                unsubscribe()
+            if self._gauges is not None:
+                self._gauges.sample()
             if ticker is not None and bar is not None:
                 ticker.cancel()
                 bar.close()
@@ -175,8 +207,36 @@ class Job(Generic[T]):
 
     @property
     def events(self) -> Frame:
-        """What happened so far besides: rows that back off, the job's stop; see `llmlab.history.EVENTS`."""
+        """What happened so far besides: backing off, breakers that turn, limits decided on; see `llmlab.history.EVENTS`."""
         return self._history.events()
+
+    @property
+    def limits(self) -> Frame:
+        """The limits over time, and what bound the job; see `llmlab.gauges.LIMITS`."""
+        return limits_frame() if self._gauges is None else self._gauges.frame()
+
+    @property
+    def bound_by(self) -> str | None:
+        """What bound the job for most of its time so far; None before it has begun.
+
+        provider (its speed, or that it is down), rate limit, concurrency, budget, source (of the prompts), journal
+        (the disk) or event loop (this process computes all the time).
+        """
+        return None if self._gauges is None else self._gauges.bound_by
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests in flight at most; None: not limited. It is the lab's, whose jobs share it.
+
+        May be set while the job runs, from any thread: a number, or "auto" to give it back to the lab's controller.
+        """
+        return None if self._tuner is None else self._tuner.concurrency
+
+    @concurrency.setter
+    def concurrency(self, limit: int | Literal["auto"]) -> None:
+        if self._tuner is None:
+            raise ValueError("this job has no lab whose concurrency could be set")
+        self._tuner.concurrency = limit
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         """Outcomes as they come, in the order in which rows are settled, from the first time it is asked for one.
@@ -225,3 +285,8 @@ class Job(Generic[T]):
         state = "done" if self.done else "not started" if self._task is None else "running"
         errors = f", {now.errors} errors" if now.errors else ""
         return f"<Job {self.name}: {now.done}{of} rows, {state}{errors}>"
+
+
+def _forward(name: str, line: Admit, bus: Bus) -> Callable[[], None]:
+    """Pass on what a target's rules tell to a job's listeners; returns a function that ends it."""
+    return line.bus.subscribe(lambda what: bus.emit(Told(name, what)), Transition, Decision, Pause, Learned)

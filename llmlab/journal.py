@@ -35,6 +35,8 @@ def read(path: str | Path) -> Frame:
             attempts=row.attempts,
             started_at=row.started_at,
             finished_at=row.finished_at,
+            wasted=row.wasted,
+            wasted_usd=row.wasted_usd,
         )
         for row in rows
     ]

@@ -142,19 +142,21 @@ class Keeper:
         self._attempts.setdefault(event.index, []).append(
             Attempt(
                 n=event.attempt,
-                kind="first" if event.attempt == 1 else "retry",
-                target=f"{self._provider}:{self._model}",
+                kind=event.kind,
+                target=event.target,
                 sent_at=event.sent + self._wall,
                 ended_at=event.ended + self._wall,
                 http=None if error is None else error.status,
                 error_type=None if error is None else type(error).__name__,
                 error=None if error is None else str(error),
                 usage=event.usage,
+                cost_usd=event.cost_usd,
             )
         )
 
 
 def _outcome(index: int, prompt: Prompt, row: Stored) -> Outcome:
     return Outcome(
-        index, prompt, "ok", row.reply, None, row.attempts, row.queue_s, row.wait_s, row.started_at, row.finished_at
-    )
+        index, prompt, "ok", row.reply, None, row.attempts, row.queue_s, row.wait_s, row.started_at, row.finished_at,
+        row.wasted, row.wasted_usd,
+    )  # fmt: skip

@@ -13,7 +13,6 @@ from typing import Any
 from tqdm import tqdm
 
 from llmlab.events import Attempted, Bus, Finished, Retrying
-from llmlab.types import Outcome
 
 IN_TERMINAL, ELSEWHERE = 0.1, 1.0
 """Seconds between two drawings."""
@@ -36,7 +35,7 @@ class Snapshot:
     output_tokens: int = 0
     """Output tokens of all attempts, failed ones included."""
     cost_usd: float | None = None
-    """Dollars so far; None while no price is known."""
+    """Dollars for all attempts so far, failed ones included; None while no price is known."""
 
 
 class Progress:
@@ -49,16 +48,15 @@ class Progress:
         bus.subscribe(self._retrying, Retrying)
 
     def _finished(self, event: Finished) -> None:
-        outcome: Outcome = event.outcome
         self.now.done += 1
-        self.now.errors += outcome.status == "error"
-        if outcome.reply is not None and outcome.reply.cost_usd is not None:
-            self.now.cost_usd = (self.now.cost_usd or 0.0) + outcome.reply.cost_usd
+        self.now.errors += event.outcome.status == "error"
 
     def _attempted(self, event: Attempted) -> None:
         if event.usage is not None:
             self.now.input_tokens += event.usage.input_tokens
             self.now.output_tokens += event.usage.output_tokens
+        if event.cost_usd is not None:
+            self.now.cost_usd = (self.now.cost_usd or 0.0) + event.cost_usd
 
     def _retrying(self, _: Retrying) -> None:
         self.now.retries += 1

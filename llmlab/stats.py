@@ -14,10 +14,11 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
     Returns:
         A Series: `rows`, `success_count`, `error_count`, `cancelled_count`, `attempts` (requests sent);
         `total_time_ms` from the first row's start to the last row's end; `avg_latency_ms`, `p50_latency_ms`,
-        `p95_latency_ms`, `p99_latency_ms` over the successful rows (linear interpolation; NaN if there is none);
+        `p95_latency_ms`, `p99_latency_ms` over the successful rows that were asked, not found in llmlab's cache
+        (linear interpolation; NaN if there is none);
         `rows_per_s` (successful rows) and `tokens_per_s` (their output tokens) over the total time;
-        `input_tokens`, `output_tokens` of the answers (NaN if the provider named none); `cost_usd` of the answers
-        whose price is known (NaN if none is).
+        `input_tokens`, `output_tokens` and `cost_usd` of all attempts, those that brought no answer included, as far
+        as the provider named tokens and their price is known (NaN if none is); answers from llmlab's cache cost none.
 
     Raises:
         TypeError: `out` is no DataFrame: perhaps a job that was not awaited.
@@ -25,13 +26,15 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
     """
     if not isinstance(out, pd.DataFrame):
         raise TypeError(f"summary takes the DataFrame that a job of run_many gives, not {type(out).__name__}")
-    needed = ("status", "latency_ms", "attempts", "input_tokens", "output_tokens", "cost_usd", "started_at",
-              "finished_at")  # fmt: skip
+    needed = ("status", "latency_ms", "attempts", "input_tokens", "output_tokens", "cost_usd", "cache_hit",
+              "started_at", "finished_at")  # fmt: skip
     if missing := [name for name in needed if name not in out]:
         raise ValueError(f"summary takes a result of run_many; this frame has no column {missing[0]!r}")
     ok = out[out["status"] == "ok"]
+    asked = ok[~_hits(ok)]
+    paid = out[((out["status"] == "ok") | out["input_tokens"].notna()) & ~_hits(out)]
     seconds = _span_s(out)
-    latency = ok["latency_ms"]
+    latency = asked["latency_ms"]
     p50, p95, p99 = (latency.quantile(q) for q in (0.5, 0.95, 0.99))
     numbers: dict[str, Any] = {
         "rows": len(out),
@@ -46,11 +49,15 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
         "p99_latency_ms": p99,
         "rows_per_s": _rate(len(ok), seconds),
         "tokens_per_s": _rate(_total(ok["output_tokens"]), seconds),
-        "input_tokens": _total(ok["input_tokens"]),
-        "output_tokens": _total(ok["output_tokens"]),
-        "cost_usd": ok["cost_usd"].sum(min_count=1),
+        "input_tokens": _total(paid["input_tokens"]),
+        "output_tokens": _total(paid["output_tokens"]),
+        "cost_usd": out["cost_usd"].sum(min_count=1),
     }
     return pd.Series(numbers, name="summary", dtype=object)
+
+
+def _hits(rows: pd.DataFrame) -> "pd.Series[bool]":
+    return rows["cache_hit"].astype("boolean").fillna(value=False).astype(bool)
 
 
 def _total(tokens: "pd.Series[Any]") -> int | float:

@@ -25,14 +25,15 @@ from llmlab.version import __version__
 
 APPLICATION_ID = 0x6C6C6D6C
 """Marks a SQLite file as a journal: "llml"."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _ROW = (
     "key BLOB", "occ INTEGER", "status TEXT", "position INTEGER", "attempts INTEGER", "queue_s REAL", "wait_s REAL",
-    "started_at REAL", "finished_at REAL", "error_type TEXT", "error TEXT", "finish_reason TEXT", "provider TEXT",
-    "model TEXT", "input_tokens INTEGER", "output_tokens INTEGER", "cached_tokens INTEGER",
-    "cache_write_tokens INTEGER", "reasoning_tokens INTEGER", "request_id TEXT", "latency_s REAL", "ttft_s REAL",
-    "cost_usd REAL", "cache_hit INTEGER", "tool_calls TEXT", "prompt TEXT", "reasoning TEXT", "content TEXT",
+    "started_at REAL", "finished_at REAL", "wasted_input INTEGER", "wasted_output INTEGER", "wasted_usd REAL",
+    "error_type TEXT", "error TEXT", "finish_reason TEXT", "provider TEXT", "model TEXT", "input_tokens INTEGER",
+    "output_tokens INTEGER", "cached_tokens INTEGER", "cache_write_tokens INTEGER", "reasoning_tokens INTEGER", "request_id TEXT",
+    "latency_s REAL", "ttft_s REAL", "cost_usd REAL", "cache_hit INTEGER", "tool_calls TEXT", "prompt TEXT",
+    "reasoning TEXT", "content TEXT",
 )  # fmt: skip
 _ATTEMPT = (
     "row INTEGER", "n INTEGER", "kind TEXT", "target TEXT", "queue_s REAL", "wait_s REAL", "sent_at REAL",
@@ -130,6 +131,10 @@ class Stored:
     """Unix time at which the row was taken up."""
     finished_at: float
     """Unix time at which it was settled."""
+    wasted: Usage | None = None
+    """Tokens that its other attempts are known to have used."""
+    wasted_usd: float | None = None
+    """Dollars for them."""
 
 
 # -- writing ----------------------------------------------------------------------------------------------
@@ -140,7 +145,7 @@ def row_cells(index: int, key: bytes, occ: int, outcome: Outcome) -> Cells:
     error = outcome.error
     return (
         key, occ, outcome.status, index, outcome.attempts, outcome.queue_s, outcome.wait_s,
-        outcome.started_at, outcome.finished_at,
+        outcome.started_at, outcome.finished_at, *_usage_cells(outcome.wasted)[:2], outcome.wasted_usd,
         None if error is None else type(error).__name__,
         None if error is None else _text(str(error) or type(error).__name__),
         *_reply_cells(outcome.reply, outcome.prompt),
@@ -300,6 +305,8 @@ def is_journal(db: sqlite3.Connection, path: Path) -> bool:
         return False
     if mark != APPLICATION_ID:
         raise ValueError(f"{path} is no journal of llmlab but some other program's database; nothing was changed")
+    if version < SCHEMA_VERSION:
+        raise ValueError(f"{path} has journal format {version}, from before llmlab's release: start a new journal")
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path} was written by a newer llmlab (journal format {version}, this one knows {SCHEMA_VERSION}): "
@@ -309,11 +316,12 @@ def is_journal(db: sqlite3.Connection, path: Path) -> bool:
 
 
 def _stored(cells: Sequence[Any]) -> Stored:
-    key, occ, status, index, attempts, queue_s, wait_s, started_at, finished_at, error_type, error, *rest = cells
-    *reply, prompt, reasoning, content = rest
+    key, occ, status, index, attempts, queue_s, wait_s, started_at, finished_at, *rest = cells
+    *wasted, wasted_usd, error_type, error = rest[:5]
+    *reply, prompt, reasoning, content = rest[5:]
     return Stored(
         index, key, occ, _read(prompt), status, _reply(reply, reasoning, content), _read(error), error_type,
-        attempts, queue_s, wait_s, started_at, finished_at,
+        attempts, queue_s, wait_s, started_at, finished_at, _usage(wasted), wasted_usd,
     )  # fmt: skip
 
 

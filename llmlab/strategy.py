@@ -1,11 +1,14 @@
 """A strategy is a named stack of policies; the default order stands here, once, with its reasons."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from llmlab.call import Handler, Policy, chain
 from llmlab.estimate import Estimator
-from llmlab.policies.admit import Admit
+from llmlab.policies.admit import QUEUE, Admit
+from llmlab.policies.cache import Cache
+from llmlab.policies.fallback import Fallback
+# HEDGE
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.rules.adapt import Controller
@@ -53,6 +56,10 @@ class Strategy:
         rate: Rate | None = None,
         breaker: Breaker | None = None,
         timeout: Timeout | None = None,
+        hedge: Any = None,
+        cache: Cache | None = None,
+        fallback: Fallback | None = None,
+        queue: int | None = None,
     ) -> "Strategy":
         """The stack a Lab uses unless told otherwise.
 
@@ -67,16 +74,28 @@ class Strategy:
             breaker: Replaces the default Breaker().
             timeout: Replaces the default deadlines of an attempt: 600 s in all, 10 s to connect, and for
                 streams 120 s to the first token and 60 s between tokens.
+            hedge: Send slow requests a second time, within bounds. None: never.
+            cache: Keep answers on disk. None: no cache, and rows that ask the same are each asked.
+            fallback: Go on to the lab's further targets. None: a lab that has some puts a Fallback() there.
+            queue: Requests in line from which on a further one of `lab.run` is refused. None: 10,000.
         """
         stack: tuple[Policy | None, ...] = (
+            # A hit costs nothing, so nothing below may see it.
+            cache,
             # The row's promise: covers every attempt and every wait, so it stands outside all of them.
             Timeout(total=total) if total is not None else None,
+            # Only when the whole stack below has given up on a target is the next one asked.
+            fallback,
             # Above Admit: a row that sleeps holds no slot, and comes back to its old place in line.
             retry or Retry(),
+            # Above Admit: the second copy takes a slot of its own.
+            hedge,
             # One line for all calls of the lab; everything below it is a request in flight. The breaker is asked last:
             # it counts probes when it lets one go, so nobody after it may say no.
             Admit(
-                (_slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm, stray=STRAY), breaker or Breaker()), Estimator()
+                (_slots(concurrency), rate or Rate(rpm=rpm, tpm=tpm, stray=STRAY), breaker or Breaker()),
+                Estimator(),
+                QUEUE if queue is None else queue,
             ),
             # Below Admit: waiting in line is not slowness of the provider.
             timeout or ATTEMPT,
@@ -87,6 +106,31 @@ class Strategy:
     def bare(cls, *, concurrency: int = CONCURRENCY) -> "Strategy":
         """Concurrency and nothing else: no retries, no deadlines. For comparisons."""
         return cls("bare", (Admit((Slots(concurrency),)),))
+
+    def with_cache(self, cache: Cache) -> "Strategy":
+        """The same with a cache outermost, in place of its own if it has one."""
+        return replace(self, policies=(cache, *(each for each in self.policies if not isinstance(each, Cache))))
+
+    def with_fallback(self) -> "Strategy":
+        """The same with a Fallback below what holds for a row as a whole (Cache, Timeout(total)), if it has none."""
+        if self.fallback is not None:
+            return self
+        above = _rows_own(self.policies)
+        return replace(self, policies=(*self.policies[:above], Fallback(), *self.policies[above:]))
+
+    def below_fallback(self, *, spill: bool) -> "Strategy":
+        """What a further target gets: the layers below Fallback, fresh.
+
+        Args:
+            spill: Rows do not wait for a target that is down: its breaker gives up at once.
+        """
+        above = _rows_own(self.policies)
+        lower = (policy for policy in self.policies[above:] if not isinstance(policy, Fallback))
+        return replace(self, policies=tuple(_spilling(policy) if spill else _fresh(policy) for policy in lower))
+
+    def spilling(self) -> "Strategy":
+        """The same, but rows do not wait for a provider that is down: its breaker gives up at once."""
+        return replace(self, policies=tuple(map(_spilling, self.policies)))
 
     def fresh(self) -> "Strategy":
         """A copy with the same settings and none of the state."""
@@ -100,6 +144,11 @@ class Strategy:
     def admit(self) -> Admit | None:
         """The policy that holds the line, if the stack has one."""
         return next((policy for policy in self.policies if isinstance(policy, Admit)), None)
+
+    @property
+    def fallback(self) -> Fallback | None:
+        """The policy that goes on to further targets, if the stack has one."""
+        return next((policy for policy in self.policies if isinstance(policy, Fallback)), None)
 
     @property
     def slots(self) -> Slots | Adaptive | None:
@@ -119,6 +168,19 @@ def _slots(concurrency: int | Controller | Literal["auto"]) -> Slots | Adaptive:
     if not hasattr(concurrency, "finish"):
         raise TypeError(f"concurrency must be a whole number, 'auto' or a controller, not {concurrency!r}")
     return Adaptive(concurrency)
+
+
+def _rows_own(policies: tuple[Policy, ...]) -> int:
+    """How many of the outermost policies hold for a row as a whole, over all its targets."""
+    whole = [isinstance(each, Cache) or (isinstance(each, Timeout) and each.total is not None) for each in policies]
+    return whole.index(False) if False in whole else len(whole)
+
+
+def _spilling(policy: Policy) -> Policy:
+    if not isinstance(policy, Admit):
+        return cast("Policy", _fresh(policy))
+    rules = tuple(replace(rule, give_up_after=0.0) if isinstance(rule, Breaker) else rule for rule in policy.rules)
+    return replace(policy, rules=rules)
 
 
 def _fresh(policy: Any) -> Any:

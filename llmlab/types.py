@@ -247,7 +247,7 @@ class Outcome:
     """Unix time at which the row was taken up."""
     finished_at: float = 0.0
     """Unix time at which it was settled."""
-    wasted_tokens: int = 0
+    wasted: Usage | None = None
     """Tokens that its other attempts (failed, hedged in vain) are known to have used."""
     wasted_usd: float | None = None
     """Dollars for them; None when no price is known."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from llmlab import lab as lab_module
+from llmlab import core
 from llmlab.call import Call
 from llmlab.clock import run_virtual
 from llmlab.events import Event
@@ -19,7 +19,7 @@ T = TypeVar("T")
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line about the simulated provider has its own test; elsewhere it is noise."""
-    monkeypatch.setattr(lab_module, "_told", True)
+    monkeypatch.setattr(core, "_told", True)
 
 
 @pytest.fixture

@@ -661,6 +661,78 @@ def test_gradient_soon_forgets_that_answers_were_slow() -> None:
     assert c._long < 2.1
 
 
+# What there is too little of: concurrency, or the provider
+
+
+def at_rest(c: Any) -> bool:
+    return bool(c.settled)
+
+
+def test_elastic_is_settled_once_it_knows_that_more_buys_too_little() -> None:
+    c, seen = Elastic(), list[tuple[bool, bool]]()
+    one_by_one(c, 15_000, lambda n: 1 + n / 20, error=lambda _: seen.append((at_rest(c), math.isnan(c.estimate))))
+    assert (True, True) not in seen
+    first = seen.index((True, False))
+    assert sum(rest for rest, _ in seen[first:]) > 0.9 * len(seen[first:])
+    c.pin(c.limit, 1e6)
+    assert not at_rest(c)
+    c.unpin(1e6)
+    assert at_rest(c)
+
+
+def test_elastic_that_takes_all_it_may_is_not_settled() -> None:
+    c = Elastic(most=40)
+    one_by_one(c, 3_000, lambda n: 1 + n / 20)
+    assert c.estimate > 0.2
+    c.estimate = 0.0
+    assert not at_rest(c)
+
+
+def test_elastic_that_is_growing_is_not_settled() -> None:
+    c = Elastic()
+    c.estimate = 0.37  # the next move would be 0.6 (0.37 - 0.2), more than a tenth
+    assert not at_rest(c)
+    c.estimate = 0.36
+    assert at_rest(c)
+
+
+def test_aimd_is_settled_while_a_429_keeps_it_below_its_most() -> None:
+    c = AIMD(most=100)
+    assert not at_rest(c)
+    succeed(c, 20)
+    end(c, 10.0, RateLimited("429"))
+    assert at_rest(c)
+    c.pin(30, 11.0)
+    assert not at_rest(c)
+    c.unpin(12.0)
+    assert at_rest(c)
+    succeed(c, 5_000, now=30.0)
+    assert c.limit == 100
+    assert not at_rest(c)
+
+
+def test_gradient_is_settled_while_answers_are_slower_than_usual() -> None:
+    c = Gradient()
+    now = one_by_one(c, 1_000)
+    assert not at_rest(c)
+    now = one_by_one(c, 300, lambda _: 4.0, now=now + 1)
+    assert at_rest(c)
+    c.pin(30, now)
+    assert not at_rest(c)
+    c.unpin(now)
+    assert at_rest(c)
+    one_by_one(c, 600, now=now + 1)
+    assert not at_rest(c)
+
+
+def test_gradient_that_may_have_no_more_is_not_settled() -> None:
+    c = Gradient(most=20)
+    now = one_by_one(c, 1_000)
+    one_by_one(c, 300, lambda _: 4.0, now=now + 1)
+    assert (c.limit, reasons(c)[-1]) == (20, "slower than usual")
+    assert not at_rest(c)
+
+
 # The scenarios of resilience.md 4.4
 
 

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,7 @@ class Busy:
 class Every:
     """A rule: one call each so many seconds."""
 
+    binds: ClassVar[str] = "rate limit"
     seconds: float
     free_at: float = field(default=0.0, init=False)
     settled: int = field(default=0, init=False)
@@ -56,7 +58,10 @@ class Every:
 
     def refuse(self, now: float) -> None: ...
 
-    def watch(self, changed: object) -> None: ...
+    def watch(self, changed: object, tell: object) -> None: ...
+
+    def gauge(self, now: float) -> dict[str, float | str]:
+        return {"free_at": self.free_at - now}
 
 
 def slots_of(gate: Admit) -> Slots:

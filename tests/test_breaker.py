@@ -28,9 +28,14 @@ from llmlab.errors import (
     Unsendable,
     Verdict,
 )
-from llmlab.rules.breaker import Breaker, Permit, Transition, _Window
+from llmlab.rules.breaker import Breaker, Permit, Transition
+from llmlab.rules.evidence import Window
 
 COST = {"requests": 1.0}
+
+
+def quiet(*_: object) -> None:
+    """Listen to nothing."""
 
 
 class Drive:
@@ -655,12 +660,12 @@ def test_who_listens_hears_each_transition_and_finds_it_complete() -> None:
     drive = Drive(consecutive=1, probes=1, give_up_after=1e-9)
     heard: list[tuple[Transition, str, int, bool]] = []
 
-    def listen(transition: Transition) -> None:
+    def listen(transition: object) -> None:
         rule = drive.rule
+        assert isinstance(transition, Transition)
         heard.append((transition, rule.state, rule.generation, rule.given_up(transition.at + 1e-6)))
 
-    drive.rule.watch(lambda: None)
-    drive.rule.on_transition = listen
+    drive.rule.watch(heard.clear, listen)
     drive.each(ConnectFailed("refused"))
     drive.pass_the_wait()
     drive.each(None)
@@ -669,6 +674,36 @@ def test_who_listens_hears_each_transition_and_finds_it_complete() -> None:
         ("open", 1, True), ("half_open", 2, False), ("closed", 3, False)
     ]  # fmt: skip
     assert [t.generation for t, *_ in heard] == [1, 2, 3]
+
+
+def test_who_listens_may_ask_for_admission() -> None:
+    """As a line does that looks again at each change: what it is told must hold already."""
+    drive = Drive(consecutive=1, probes=2, jitter=0.0)
+    waits: list[float] = []
+    drive.rule.watch(quiet, lambda _: waits.append(drive.wait()))
+    drive.each(ConnectFailed("refused"))
+    drive.pass_the_wait()
+    drive.each(None, None)
+    assert waits == [5.0, 0.0, 0.0]
+    assert drive.rule.state == "closed"
+
+
+def test_nobody_has_to_listen() -> None:
+    assert half_opened().why() == ["unreachable", "wait over"]
+
+
+def test_the_gauge_shows_the_state_and_does_not_move_it() -> None:
+    drive = opened()
+    assert drive.rule.gauge(drive.now) == {"breaker": "open"}
+    assert drive.rule.gauge(1e6) == {"breaker": "open"}
+    assert drive.rule.generation == 1
+    drive.pass_the_wait()
+    assert drive.rule.gauge(drive.now) == {"breaker": "half_open"}
+    assert Breaker().gauge(0.0) == {"breaker": "closed"}
+
+
+def test_a_wait_for_a_breaker_means_the_provider() -> None:
+    assert Breaker().binds == Breaker.binds == "provider"
 
 
 def test_the_list_of_transitions_is_bounded() -> None:
@@ -684,7 +719,7 @@ def test_the_list_of_transitions_is_bounded() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 12), st.booleans()), max_size=60), st.sampled_from([1.0, 30.0]))
 def test_the_window_counts_the_last_ten_slots(steps: list[tuple[float, bool]], span: float) -> None:
-    window, now, seen = _Window(span), 0.0, list[tuple[int, bool]]()
+    window, now, seen = Window(span), 0.0, list[tuple[int, bool]]()
     for gap, failed in steps:
         now += gap
         window.add(now, failed=failed)
@@ -722,9 +757,10 @@ class Machine(RuleBasedStateMachine):
         self.rule = Breaker(
             min_calls=4, consecutive=consecutive, probes=probes, late_success_probe=late, give_up_after=give_up
         )
-        self.rule.on_transition = self.listen
+        self.rule.watch(quiet, self.listen)
 
-    def listen(self, transition: Transition) -> None:
+    def listen(self, transition: object) -> None:
+        assert isinstance(transition, Transition)
         self.heard.append(transition)
         self.successes = 0
 
@@ -794,9 +830,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def waiting_is_zero_exactly_when_taking_is_legal(self) -> None:
-        self.rule.on_transition = None
+        self.rule.watch(quiet, quiet)
         trial = copy.deepcopy(self.rule)
-        self.rule.on_transition = self.listen
+        self.rule.watch(quiet, self.listen)
         free = trial.wait(self.now, COST) == 0
         try:
             trial.take(self.now, COST)

@@ -10,7 +10,8 @@ import pytest
 from llmlab.call import Call
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, BadRequest, RateLimited, ServerError
-from llmlab.feeder import LIVE_ROWS, Ground
+from llmlab.feeder import LIVE_ROWS
+from llmlab.load import Ground
 from llmlab.frame import Rows, read_rows
 from llmlab.job import Job, Order
 from llmlab.loops import Home

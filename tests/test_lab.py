@@ -8,7 +8,7 @@ import pytest
 import respx
 
 import llmlab
-from llmlab import lab as lab_module
+from llmlab import core
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, BadRequest
 from llmlab.frame import COLUMNS
@@ -63,7 +63,7 @@ def test_without_arguments_a_lab_works_and_needs_no_key() -> None:
 
 
 def test_the_lab_says_once_that_it_simulates_and_how_to_leave(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(lab_module, "_told", False)
+    monkeypatch.setattr(core, "_told", False)
     llmlab.Lab()
     llmlab.Lab()
     told = capsys.readouterr().err
@@ -73,7 +73,7 @@ def test_the_lab_says_once_that_it_simulates_and_how_to_leave(monkeypatch, capsy
 
 
 def test_a_lab_with_a_real_provider_says_nothing(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(lab_module, "_told", False)
+    monkeypatch.setattr(core, "_told", False)
     llmlab.Lab("openai:m", api_key="k")
     assert capsys.readouterr().err == ""
 

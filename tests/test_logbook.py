@@ -405,9 +405,9 @@ def test_an_empty_file_becomes_a_journal(path: Path) -> None:
 def test_a_newer_format_is_refused(path: Path) -> None:
     keep(path, ok(0))
     with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     for attempt in (lambda: opened(path), lambda: list(read_records(path))):
-        with pytest.raises(ValueError, match=r"newer llmlab \(journal format 2, this one knows 1\)"):
+        with pytest.raises(ValueError, match=r"newer llmlab \(journal format 3, this one knows 2\)"):
             attempt()
 
 

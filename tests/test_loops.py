@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmlab.feeder import Ground
+from llmlab.load import Ground
 from llmlab.frame import read_rows
 from llmlab.job import Job, Order
 from llmlab.loops import Home, running_loop, sigint_guard

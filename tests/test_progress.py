@@ -50,13 +50,13 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Show:
     return put
 
 
-def finished(status: Status = "ok", *, cost: float | None = None) -> Finished:
-    reply = Reply("a", "stop", "p", "m", cost_usd=cost) if status == "ok" else None
+def finished(status: Status = "ok") -> Finished:
+    reply = Reply("a", "stop", "p", "m") if status == "ok" else None
     return Finished(Outcome(0, None, status, reply, None if status == "ok" else BOOM))
 
 
-def attempted(usage: Usage | None, error: ServerError | None = None) -> Attempted:
-    return Attempted(0, 1, 0.0, 1.0, error, usage)
+def attempted(usage: Usage | None, error: ServerError | None = None, cost: float | None = None) -> Attempted:
+    return Attempted(0, 1, 0.0, 1.0, error, usage, cost)
 
 
 def folded(*events: Event, total: int | None = 10) -> Snapshot:
@@ -91,10 +91,11 @@ def test_tokens_of_failed_attempts_are_counted_too() -> None:
     assert (now.input_tokens, now.output_tokens) == (11, 22)
 
 
-def test_costs_are_added_where_they_are_known() -> None:
-    assert folded(finished(cost=0.25), finished(cost=None), finished(cost=0.5)).cost_usd == 0.75
-    assert folded(finished(cost=None), finished("error")).cost_usd is None
-    assert folded(finished(cost=0.0)).cost_usd == 0.0
+def test_costs_are_added_where_they_are_known_of_failed_attempts_too() -> None:
+    use = Usage(10, 20)
+    assert folded(attempted(use, cost=0.25), attempted(use), attempted(use, BOOM, cost=0.5)).cost_usd == 0.75
+    assert folded(attempted(use), attempted(None, BOOM), finished("error")).cost_usd is None
+    assert folded(attempted(use, cost=0.0)).cost_usd == 0.0
 
 
 def test_other_events_change_nothing() -> None:

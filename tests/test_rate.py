@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.errors import Dropped, LLMError, Overloaded, RateLimited, ServerError, TimedOut
-from llmlab.rules.rate import DIMENSIONS, LOG, Rate
+from llmlab.rules.meter import LOG
+from llmlab.rules.rate import DIMENSIONS, Learned, Pause, Rate
 from llmlab.sim.physics import Bucket
 
 ONE = {"requests": 1.0}
@@ -718,13 +719,171 @@ def test_a_known_limit_is_used_in_full_and_never_passed() -> None:
     assert refused == 0
 
 
+# What is told, and what there is to see
+
+
+def listened(**limits: Any) -> tuple[Rate, list[Any]]:
+    rate, told = Rate(**limits), list[Any]()
+    rate.watch(lambda: None, told.append)
+    return rate, told
+
+
+def test_a_pause_is_told_when_it_begins_and_when_it_gets_longer_and_never_else() -> None:
+    rate, told = listened(rpm=600)
+    for now, after in ((0.0, 9.0), (1.0, 5.0), (1.0, 8.0), (2.0, 10.0), (50.0, 0.5)):
+        refuse(rate, now, after=after)
+    assert told == [
+        Pause(0.0, 9.0, ("requests",), "the provider asked to wait 9 s"),
+        Pause(2.0, 12.0, ("requests",), "the provider asked to wait 10 s"),
+        Pause(50.0, 50.5, ("requests",), "the provider asked to wait 0.5 s"),
+    ]
+
+
+def test_a_pause_names_the_dimensions_that_it_makes_wait_longer() -> None:
+    rate, told = listened(rpm=600, tpm=1e6, input_tpm=1e6, output_tpm=1e6)
+    for now, words, after in ((0.0, "output tokens per minute", 9), (1.0, "slow down", 8), (2.0, "slow down", 8)):
+        rate.take(now, CALL)
+        settle(rate, now, CALL, error=no(words, after=after), sent=now)
+    assert [(pause.until, pause.dimensions) for pause in told] == [
+        (9.0, ("output_tokens",)),
+        (9.0, ("input_tokens", "requests", "total_tokens")),
+        (10.0, ("input_tokens", "output_tokens", "requests", "total_tokens")),
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 5), st.floats(0, 60), st.sampled_from(["requests per minute", "tokens", "input tokens"])
+        ),
+        max_size=20,
+    )
+)
+def test_who_hears_of_each_pause_knows_until_when_each_dimension_is_held(
+    refusals: list[tuple[float, float, str]],
+) -> None:
+    rate, told = listened(**EVERY)
+    now, known = 0.0, dict[str, float]()
+    for dt, after, words in refusals:
+        now += dt
+        rate.take(now, CALL)
+        settle(rate, now, CALL, error=no(words, after=after), sent=now)
+        for pause in (each for each in told if isinstance(each, Pause)):
+            assert pause.at == now
+            assert all(pause.until > known.get(name, -math.inf) for name in pause.dimensions)
+            known |= dict.fromkeys(pause.dimensions, pause.until)
+        told.clear()
+        assert all(paused(rate, name) == known.get(name, -math.inf) for name in rate.snapshot(now))
+
+
+def test_each_cut_is_told_once_a_wave_and_says_why() -> None:
+    rate, told = listened()
+    send(rate, 40, 0.0, 4.0)
+    for _ in range(5):
+        rate.take(4.0, ONE)
+    for i in range(5):
+        settle(rate, 4.1 + i / 100, error=no(), sent=4.0)
+    first = learned(rate) * 60
+    assert told == [Learned(4.1, first, f"a 429 that no known limit explains: 0.7 of {first / 0.7:.0f} a minute")]
+    refuse(rate, 9.0)
+    assert [(each.at, each.rpm) for each in told[1:]] == [(9.0, learned(rate) * 60)]
+
+
+def test_a_slower_start_asked_for_is_told_as_such_though_a_limit_is_known() -> None:
+    rate, told = listened(rpm=600)
+    send(rate, 40, 0.0, 4.0)
+    refuse(rate, 4.0, code="slow_down", after=2)
+    assert [type(each) for each in told] == [Pause, Learned]
+    assert told[1].reason.startswith("the provider asks for a slower start: 0.7 of ")
+
+
+def test_a_429_that_teaches_nothing_and_names_no_wait_is_not_told() -> None:
+    rate, told = listened(stray=0.5)
+    send(rate, 40, 0.0, 4.0)
+    refuse(rate, 4.0)
+    settle(rate, 4.0, error=Overloaded("busy", retry_after=9), sent=4.0)
+    assert told == []
+
+
+def test_a_rate_that_rises_is_told_in_steps_of_a_fifth() -> None:
+    rate, told = listened()
+    drive(rate, Bucket(720, burst=10), 900)
+    assert all(each.at < later.at for each, later in pairwise(told))
+    cuts = [each for each in told if "429 that no known limit" in each.reason]
+    rises = [(each, later) for each, later in pairwise(told) if later not in cuts]
+    assert len(cuts) > 1
+    assert len(rises) > 1
+    assert all(1.2 <= later.rpm / each.rpm < 1.3 for each, later in rises)
+    assert all(later.reason == "no more 429s: more is tried" for _, later in rises)
+    assert learned(rate) * 60 < 1.2 * told[-1].rpm
+
+
+def test_limits_set_by_hand_are_nothing_that_was_learned() -> None:
+    rate, told = listened()
+    refuse(rate, 0.0)
+    rate.set_limits(1.0, {"rpm": 6000})
+    send(rate, 10, 1.0, 9.0)
+    assert len(told) == 1
+    rate.set_limits(9.0, {"rpm": None})
+    send(rate, 400, 9.0, 13.0)
+    refuse(rate, 13.0)
+    assert [each.at for each in told] == [0.0, 13.0]
+    assert told[1].rpm > 2 * told[0].rpm
+
+
+def test_who_listens_finds_the_state_complete_and_may_change_it() -> None:
+    rate = Rate()
+    heard: list[tuple[type, float | None, bool]] = []
+
+    def listen(what: object) -> None:
+        heard.append((type(what), rate.learned_rpm, rate.wait(0.0, ONE) == 9))
+        rate.set_limits(0.0, {"rpm": 60})
+
+    rate.watch(lambda: None, listen)
+    refuse(rate, 0.0, after=9)
+    assert heard == [(Pause, 30.0, True), (Learned, None, True)]
+    assert (rate.rpm, rate.learned_rpm) == (60, None)
+
+
+def test_the_gauge_shows_limits_in_force_with_their_levels() -> None:
+    rate = Rate(rpm=600, usd_per_day=86_400)
+    assert rate.gauge(0.0) == {"requests_limit": 600, "requests_level": 50, "usd_limit": 86_400, "usd_level": 7200}
+    for _ in range(60):
+        rate.take(0.0, CALL)
+    settle(rate, 0.0, CALL, levels={"input_tokens": (6000, 500, 60)})
+    seen = rate.gauge(0.0)
+    assert set(seen) == {
+        f"{name}_{what}" for name in ("requests", "usd", "input_tokens") for what in ("limit", "level")
+    }
+    assert seen["requests_level"] == pytest.approx(-10)
+    assert seen["input_tokens_limit"] == 6000
+    assert seen["input_tokens_level"] == level(rate, "input_tokens")
+    assert rate.gauge(0.5)["requests_level"] == pytest.approx(-5)
+
+
+def test_the_gauge_shows_what_was_learned_and_the_rest_of_the_latest_pause() -> None:
+    rate = Rate()
+    assert rate.gauge(0.0) == {}
+    refuse(rate, 0.0)
+    assert rate.gauge(0.0) == {"learned_rpm": 30.0}
+    for words, after in (("input tokens", 9), ("output tokens", 4)):
+        rate.take(0.0, CALL)
+        settle(rate, 0.0, CALL, error=no(words, after=after), sent=0.0)
+    assert rate.gauge(2.0) == {"learned_rpm": 30.0, "paused_s": 7.0}
+    assert rate.gauge(9.0) == {"learned_rpm": 30.0}
+
+
+def test_a_wait_for_a_rate_means_a_rate_limit() -> None:
+    assert Rate().binds == Rate.binds == "rate limit"
+
+
 # Settings
 
 
 def test_new_limits_hold_at_once_and_are_told_to_who_watches_after_they_do() -> None:
     rate = Rate(rpm=60)
     seen: list[float] = []
-    rate.watch(lambda: seen.append(rate.wait(0.0, ONE)))
+    rate.watch(lambda: seen.append(rate.wait(0.0, ONE)), lambda _: None)
     for _ in range(6):
         rate.take(0.0, ONE)
     assert rate.wait(0.0, ONE) == pytest.approx(2)
@@ -781,7 +940,7 @@ def test_a_burst_above_a_minute_and_an_unknown_limit_are_refused() -> None:
 
 def test_a_copy_has_the_settings_and_none_of_the_state() -> None:
     rate, told = Rate(rpm=60, burst=10), []
-    rate.watch(lambda: told.append(1))
+    rate.watch(lambda: told.append(1), lambda _: None)
     for _ in range(20):
         refuse(rate, 0.0, after=50)
     rate.set_limits(0.0, {"tpm": 6000})

@@ -9,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmlab.errors import ServerError
+from llmlab.rules.adapt import Decision
 from llmlab.rules.slots import Slots
 
 COST = {"requests": 1.0}
+
+
+def quiet(*_: object) -> None:
+    """Listen to nothing."""
 
 
 @given(st.integers(1, 8), st.lists(st.one_of(st.just("call"), st.just("end"), st.integers(1, 8)), max_size=80))
@@ -49,10 +54,52 @@ def test_a_slot_is_free_again_however_the_call_ended(error: BaseException | None
 def test_a_new_limit_is_told_to_who_watches_after_it_holds() -> None:
     slots = Slots(2)
     seen: list[int] = []
-    slots.watch(lambda: seen.append(slots.limit))
+    slots.watch(lambda: seen.append(slots.limit), quiet)
     slots.resize(5)
     slots.resize(1)
     assert seen == [5, 1]
+
+
+def test_a_limit_set_by_hand_is_told_as_a_decision_of_the_time_last_seen_and_before_anybody_is_let_in() -> None:
+    slots = Slots(2)
+    heard: list[object] = []
+    slots.watch(lambda: heard.append(slots.limit), heard.append)
+    slots.resize(3)
+    slots.wait(1.0, COST)
+    slots.resize(5)
+    slots.take(2.0, COST)
+    slots.resize(1)
+    slots.settle(3.5, COST, None)
+    slots.resize(1)
+    assert heard == [
+        Decision(0.0, 3, "set by hand"), 3, Decision(1.0, 5, "set by hand"), 5,
+        Decision(2.0, 1, "set by hand"), 1, Decision(3.5, 1, "set by hand"), 1,
+    ]  # fmt: skip
+
+
+def test_who_listens_finds_the_new_limit_in_force_and_may_change_it() -> None:
+    slots = Slots(2)
+    limits: list[int] = []
+
+    def listen(_: object) -> None:
+        limits.append(slots.limit)
+        if slots.limit > 4:
+            slots.resize(4)
+
+    slots.watch(quiet, listen)
+    slots.resize(9)
+    assert (limits, slots.limit) == ([9, 4], 4)
+
+
+def test_the_gauge_shows_the_limit_and_what_is_in_flight() -> None:
+    slots = Slots(3)
+    slots.take(0.0, COST)
+    slots.take(0.0, COST)
+    assert slots.gauge(7.0) == {"limit": 3, "in_flight": 2}
+
+
+def test_a_wait_for_a_slot_means_concurrency() -> None:
+    assert Slots().binds == Slots.binds == "concurrency"
 
 
 def test_a_limit_can_change_with_nobody_watching() -> None:
@@ -83,16 +130,16 @@ def test_a_smaller_limit_interrupts_nobody_and_lets_nobody_in() -> None:
 def test_a_senseless_limit_is_refused_and_changes_nothing(limit: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"concurrency must be (a whole number|at least 1), not"):
         Slots(limit)
-    slots, told = Slots(4), []
-    slots.watch(lambda: told.append(1))
+    slots, told = Slots(4), list[object]()
+    slots.watch(lambda: told.append(1), told.append)
     with pytest.raises(error):
         slots.resize(limit)
     assert (slots.limit, told) == (4, [])
 
 
 def test_a_copy_has_the_limit_and_none_of_the_state() -> None:
-    slots, told = Slots(3), []
-    slots.watch(lambda: told.append(1))
+    slots, told = Slots(3), list[object]()
+    slots.watch(lambda: told.append(1), told.append)
     slots.take(0.0, COST)
     copy = replace(slots)
     copy.resize(5)

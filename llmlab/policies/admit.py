@@ -1,37 +1,47 @@
 """One line for all calls of a lab, and one synchronous block that asks every rule.
 
     line empty, all rules say 0     admitted at once
-    otherwise                       stands in line, ordered by arrival of the row (retries keep their place)
-    a call is settled, a rule       the head is asked again; whoever may go, goes, in order
+    otherwise                       stands in line (`llmlab.line` says who is next)
+    a call is settled, a rule       the first is asked again; whoever may go, goes, in order
     changes, or the timer fires
+    the first may not go            nobody passes it: a large request would starve. But a lane that its own budget
+                                    holds holds nobody else
     cancelled in line               leaves it
     cancelled after the grant       what the rules took is given back, the next is asked
+    the line is full                refused with QueueFull, unless its lane is patient (held back elsewhere)
 
 All checks and debits happen without an `await` between them, so under asyncio they need no lock.
 """
 
 import asyncio
-import heapq
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
-from llmlab.call import Call, Handler
-from llmlab.errors import LLMError, Rejected
+from llmlab.call import Call, Handler, Lane
+from llmlab.errors import LLMError, QueueFull, Rejected, Unsendable
 from llmlab.estimate import Estimate, Estimator
-from llmlab.events import Admitted
+from llmlab.events import Admitted, Bus
+from llmlab.line import Line, Waiter
 from llmlab.types import Reply
 
 Cost: TypeAlias = Mapping[str, float]
 Levels: TypeAlias = Mapping[str, tuple[float, float, float]]
 Permits: TypeAlias = tuple[object, ...]
 
+QUEUE = 10_000
+
 _ONE_REQUEST: Cost = {"requests": 1.0}
 
 
 class Rule(Protocol):
     """Something that may say "not yet". Never awaits; `now` is loop time, seconds."""
+
+    @property
+    def binds(self) -> str:
+        """What a wait for it means to a person: concurrency, rate limit, provider or budget."""
+        ...
 
     def wait(self, now: float, cost: Cost) -> float:
         """Seconds until this call may go: 0 now, infinity if only somebody's leaving can help."""
@@ -68,44 +78,68 @@ class Rule(Protocol):
         """Why those who wait had better give up; None: waiting makes sense."""
         ...
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` when a change of the rule's settings may let somebody in."""
+    def watch(self, changed: Callable[[], None], tell: Callable[[object], None]) -> None:
+        """Call `changed` when new settings may let somebody in, `tell` with each thing that happened, as a value."""
+        ...
+
+    def gauge(self, now: float) -> Mapping[str, float | str]:
+        """What there is to see of the rule, by the columns of `llmlab.history.LIMITS`."""
         ...
 
 
-@dataclass(order=True, slots=True)
-class _Waiter:
-    seq: int
-    turn: int
-    cost: Cost = field(compare=False)
-    granted: "asyncio.Future[Permits]" = field(compare=False)
+class Budget(Rule, Protocol):
+    """A rule on what may be spent in all."""
+
+    def price_missing(self, cost: Cost) -> bool:
+        """Whether the call cannot be judged, as its price is not known."""
+        ...
 
 
 @dataclass
 class Admit:
-    """Let a call pass when every rule agrees, in order of arrival; settle with the rules when it has ended.
+    """Let a call pass when every rule agrees, in a fair order; settle with the rules when it has ended.
 
     The rules given are copied: an Admit owns the state of its own.
+
+    Raises:
+        ValueError: `queue` is below 1.
     """
 
     rules: tuple[Rule, ...] = ()
     """Asked in this order; all must agree."""
     estimator: Estimator | None = None
     """Guesses a call's tokens before it is sent. None: calls cost one request and nothing else."""
-    _line: list[_Waiter] = field(default_factory=list, init=False, repr=False, compare=False)
-    _turns: int = field(default=0, init=False, repr=False, compare=False)
+    queue: int = QUEUE
+    """Calls in line from which on a further one is refused, at least 1. Rows of a job are held back before that."""
+    budget: Budget | None = field(default=None, init=False, repr=False, compare=False)
+    """Of the lab whose line this is, also for the calls of other labs; set by the lab."""
+    bus: Bus = field(default_factory=Bus, init=False, repr=False, compare=False)
+    """What the rules have to tell, as values of their own: transitions, decisions, pauses."""
+    held_by: str | None = field(default=None, init=False, repr=False, compare=False)
+    """What the first in line waits for, in a person's words (`Rule.binds`). None: nobody waits."""
+    _line: Line = field(default_factory=Line, init=False, repr=False, compare=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False, repr=False, compare=False)
+    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.queue, bool) or not isinstance(self.queue, int) or self.queue < 1:
+            raise ValueError(f"Admit: queue must be a whole number of at least 1, not {self.queue!r}")
         self.rules = tuple(replace(rule) for rule in self.rules)  # type: ignore[type-var]
         self.estimator = None if self.estimator is None else replace(self.estimator)
         for rule in self.rules:
-            rule.watch(self._pump)
+            rule.watch(self._pump, self.bus.emit)
 
     @property
     def waiting(self) -> int:
         """Calls standing in line."""
-        return len(self._line)
+        return self._line.waiting
+
+    def gauge(self, now: float) -> dict[str, float | str]:
+        """What there is to see of all rules and the line, by the columns of `llmlab.history.LIMITS`."""
+        seen: dict[str, float | str] = {"waiting": self.waiting}
+        for rule in (*self.rules, *(() if self.budget is None else (self.budget,))):
+            seen.update(rule.gauge(now))
+        return seen
 
     async def __call__(self, call: Call, inner: Handler) -> Reply:
         """Wait for admission, pass the call on, settle."""
@@ -113,16 +147,18 @@ class Admit:
         arrived = loop.time()
         call.sent = call.usage = call.levels = None
         cost = self._cost(call)
-        if self._line or self._wait(arrived, cost) > 0:
-            permits = await self._stand_in_line(call, cost)
+        budgets = self._budgets(call.lane)
+        bound = self._bound(call, cost, budgets) if budgets else cost
+        if self._line.waiting or self._wait(arrived, cost) > 0 or _over(budgets, arrived, bound):
+            held, permits = await self._stand_in_line(call, cost, bound)
         else:
-            permits = self._take(arrived, cost)
+            held, permits = None, self._take(arrived, cost, bound, budgets)
         call.probe = any(getattr(permit, "probe", False) for permit in permits)
         error: BaseException | None = None
         now = loop.time()
         try:
             call.queue_s += now - arrived
-            call.emit(Admitted(call.index, now, now - arrived))
+            call.emit(Admitted(call.index, now, now - arrived, held))
             return await inner(call)
         except BaseException as failure:
             error = failure
@@ -130,28 +166,39 @@ class Admit:
         finally:
             if call.sent is None and not isinstance(error, asyncio.CancelledError | Rejected):
                 call.sent = now  # by an endpoint that keeps no account of it
-            self._settle(loop.time(), call, cost, permits, error)
+            self._settle(loop.time(), call, cost, bound, permits, error)
 
-    async def _stand_in_line(self, call: Call, cost: Cost) -> Permits:
-        loop = asyncio.get_running_loop()
-        self._turns += 1
-        waiter = _Waiter(call.seq, self._turns, cost, loop.create_future())
-        heapq.heappush(self._line, waiter)
+    async def _stand_in_line(self, call: Call, cost: Cost, bound: Cost) -> tuple[str | None, Permits]:
+        loop = self._loop = asyncio.get_running_loop()
         arrived = loop.time()
+        self._refuse_if_full(call)
+        if call.arrived is None:
+            call.arrived = arrived
+        waiter = self._line.join(call.seq, call.arrived, call.lane, cost, bound)
         self._pump()
+        held = None if waiter.granted.done() else self.held_by
         try:
-            return await waiter.granted
+            permits: Permits = await waiter.granted
         except asyncio.CancelledError as gone:
             call.queue_s += loop.time() - arrived
             if waiter.granted.cancelled():
                 self._leave(waiter)
             elif waiter.granted.exception() is None:
-                self._settle(loop.time(), call, cost, waiter.granted.result(), gone)
+                self._settle(loop.time(), call, cost, bound, waiter.granted.result(), gone)
             raise
+        return held, permits
 
-    def _leave(self, waiter: _Waiter) -> None:
-        # A cancelled waiter elsewhere in the heap is skipped when its turn comes; only the head blocks others.
-        if self._line and self._line[0] is waiter:
+    def _refuse_if_full(self, call: Call) -> None:
+        # A retry keeps its place, however long the line has become meanwhile.
+        if self._line.waiting >= self.queue and not call.lane.patient and call.arrived is None:
+            raise QueueFull(
+                f"{self._line.waiting} requests wait in the lab's line already, its bound is {self.queue}",
+                hint="send fewer at once, or let run_many take them as there is room",
+            )
+
+    def _leave(self, waiter: Waiter) -> None:
+        # A cancelled waiter elsewhere in its lane is skipped when its turn comes; only a first one blocks others.
+        if self._line.leave(waiter):
             self._pump()
 
     def _pump(self) -> None:
@@ -159,57 +206,116 @@ class Admit:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._line:
-            head = self._line[0]
-            if head.granted.done():
-                heapq.heappop(self._line)
-                continue
-            loop = head.granted.get_loop()
-            now = loop.time()
-            wait = self._wait(now, head.cost)
+        self.held_by = None
+        while self._line.waiting and self._loop is not None:
+            now = self._loop.time()
+            first = self._line.first(now, self._over_budget)
+            if first is None:
+                self.held_by = "budget" if self._line.waiting else None
+                return
+            wait = self._wait(now, first.cost)
             if wait > 0:
                 if not self._refuse(now) and wait < math.inf:
-                    self._timer = loop.call_at(now + wait, self._pump)
+                    self._timer = self._loop.call_at(now + wait, self._pump)
                 return
-            heapq.heappop(self._line)
-            head.granted.set_result(self._take(now, head.cost))
+            self._line.admit(first, self._take(now, first.cost, first.bound, self._budgets(first.lane)))
 
     def _refuse(self, now: float) -> bool:
         """Send everybody home if a rule says that waiting is pointless."""
         for rule in self.rules:
             if rule.refuse(now) is not None:
-                line, self._line = self._line, []
-                for waiter in line:
-                    if not waiter.granted.done():
-                        waiter.granted.set_exception(rule.refuse(now) or LLMError("refused"))
+                self._line.dismiss(lambda rule=rule: rule.refuse(now) or LLMError("refused"))  # type: ignore[misc]
                 return True
         return False
+
+    # -- budgets ------------------------------------------------------------------------------------------
+
+    def _budgets(self, lane: Lane) -> tuple[Budget, ...]:
+        own = self.budget
+        if own is None or any(each is own for each in lane.budgets):
+            return lane.budgets
+        return (own, *lane.budgets)
+
+    def _over_budget(self, waiter: Waiter) -> bool:
+        """Whether a budget holds a lane's first; sends the lane home if it always will."""
+        budgets = self._budgets(waiter.lane)
+        if not budgets or self._loop is None:
+            return False
+        now = self._loop.time()
+        if not _over(budgets, now, waiter.bound):
+            return False
+        for budget in budgets:
+            if budget.refuse(now) is not None:
+                self._line.dismiss(
+                    lambda budget=budget: budget.refuse(now) or LLMError("refused"),  # type: ignore[misc]
+                    waiter.lane,
+                )
+                break
+        return True
+
+    def _bound(self, call: Call, cost: Cost, budgets: tuple[Budget, ...]) -> Cost:
+        """What the call uses at most: an answer may be as long as it is allowed to be, and nothing of it cached."""
+        read, written = cost.get("input_tokens", 0.0), cost.get("output_tokens", 0.0)
+        written = max(written, float(call.prompt.max_tokens or 0))
+        bound = {"requests": 1.0, "total_tokens": read + written}
+        if call.price is not None:
+            bound["usd"] = call.price.most(read, written)
+        if any(budget.price_missing(bound) for budget in budgets):
+            raise Unsendable(
+                f"there is a budget in dollars, and the price of {call.model or 'the model'} is not known",
+                hint="name it: Lab(prices={model: (input, output)}), dollars per million tokens",
+            )
+        return bound
+
+    # -- the rules together -------------------------------------------------------------------------------
 
     def _cost(self, call: Call) -> Cost:
         if self.estimator is None:
             return _ONE_REQUEST
-        return self.estimator.cost(call.prompt, call.prompt.model or "")
+        cost = self.estimator.cost(call.prompt, call.model)
+        if call.price is not None:
+            cost["usd"] = call.price.most(cost["input_tokens"], cost["output_tokens"])
+        return cost
 
     def _wait(self, now: float, cost: Cost) -> float:
         longest = 0.0
         for rule in self.rules:
-            longest = max(longest, rule.wait(now, cost))
+            wait = rule.wait(now, cost)
+            if wait > longest:
+                longest, self.held_by = wait, rule.binds
         return longest
 
-    def _take(self, now: float, cost: Cost) -> Permits:
-        return tuple([rule.take(now, cost) for rule in self.rules])
+    def _take(self, now: float, cost: Cost, bound: Cost, budgets: tuple[Budget, ...]) -> Permits:
+        permits = tuple([rule.take(now, cost) for rule in self.rules])
+        return (*permits, *[budget.take(now, bound) for budget in budgets]) if budgets else permits
 
-    def _settle(self, now: float, call: Call, cost: Cost, permits: Permits, error: BaseException | None) -> None:
-        used: Cost | None = None
-        if (usage := call.usage) is not None and isinstance(cost, Estimate) and self.estimator is not None:
-            if error is None:  # what a broken answer had come to says nothing about how long answers are
-                self.estimator.learn(cost, usage)
-            used = {
-                "requests": 1.0,
-                "input_tokens": float(usage.input_tokens),
-                "output_tokens": float(usage.output_tokens),
-                "total_tokens": float(usage.input_tokens + usage.output_tokens),
-            }
-        for rule, permit in zip(self.rules, permits, strict=True):
+    def _settle(
+        self, now: float, call: Call, cost: Cost, bound: Cost, permits: Permits, error: BaseException | None
+    ) -> None:
+        used = self._used(call, cost, error)
+        budgets = self._budgets(call.lane)
+        for rule, permit in zip(self.rules, permits, strict=False):
             rule.settle(now, cost, error, used, call.levels, call.sent, permit)
+        for budget, permit in zip(budgets, permits[len(self.rules) :], strict=True):
+            budget.settle(now, bound, error, used, call.levels, call.sent, permit)
         self._pump()
+
+    def _used(self, call: Call, cost: Cost, error: BaseException | None) -> Cost | None:
+        usage = call.usage
+        if usage is None or not isinstance(cost, Estimate) or self.estimator is None:
+            return None
+        if error is None:  # what a broken answer had come to says nothing about how long answers are
+            self.estimator.learn(cost, usage)
+        used = {
+            "requests": 1.0,
+            "input_tokens": float(usage.input_tokens),
+            "output_tokens": float(usage.output_tokens),
+            "total_tokens": float(usage.input_tokens + usage.output_tokens),
+        }
+        if call.price is not None:
+            used["usd"] = call.price.cost(usage)
+        return used
+
+
+def _over(budgets: tuple[Budget, ...], now: float, bound: Cost) -> bool:
+    return any(budget.wait(now, bound) > 0 for budget in budgets)

@@ -66,7 +66,10 @@ class Timeout:
             raise TimedOut(_say(phase, getattr(self, phase)), phase=phase) from None
 
     async def _whole_row(self, call: Call, inner: Handler, total: float) -> Reply:
-        call.deadline = asyncio.get_running_loop().time() + total
+        then = asyncio.get_running_loop().time() + total
+        call.deadline = (
+            then if call.deadline is None else min(call.deadline, then)
+        )  # a fallback's own, within the row's
         try:
             async with asyncio.timeout(total) as scope:
                 return await inner(call)

@@ -126,12 +126,11 @@ class _Exchange:
         self.sent: float | None = None
         self.first: float | None = None
         self.complete: float | None = None
-        self.kind = call.kind
+        self.model, self.kind = call.prompt.model or provider.model, call.kind
 
     async def run(self) -> Reply:
         call = self.call
-        model = call.prompt.model or self.provider.model
-        body = self.codec.encode(call.prompt, model, stream=call.stream)
+        body = self.codec.encode(call.prompt, self.model, stream=call.stream)
         call.attempts += 1
         self.kind, call.kind = call.kind, "retry"
         self.sent = call.sent = self.loop.time()
@@ -140,7 +139,7 @@ class _Exchange:
             await self._read(answer)
         finally:
             await answer.aclose()
-        return self._reply(model, answer.headers, self.sent)
+        return self._reply(answer.headers, self.sent)
 
     async def _read(self, answer: Answer) -> None:
         self.call.levels = levels(answer.headers)
@@ -204,10 +203,10 @@ class _Exchange:
             self.first = self.loop.time()
         self.call.emit(Delta(self.call.index, text))
 
-    def _reply(self, model: str, headers: Mapping[str, str], sent: float) -> Reply:
+    def _reply(self, headers: Mapping[str, str], sent: float) -> Reply:
         return self.draft.reply(
             provider=self.provider.name,
-            model=model,
+            model=self.model,
             request_id=headers.get(self.codec.request_id_header),
             latency_s=(self.complete or self.loop.time()) - sent,
             ttft_s=None if self.first is None else self.first - sent,
@@ -215,7 +214,7 @@ class _Exchange:
         )
 
     def _cost(self) -> float | None:
-        price, usage = self.call.price, self.draft.usage
+        price, usage = self.provider.prices.get(self.model), self.draft.usage
         return None if price is None or usage is None else price.cost(usage)
 
     def report(self, error: LLMError | None) -> None:
@@ -225,7 +224,7 @@ class _Exchange:
             call.usage = usage
             if error is not None and usage is not None:
                 call.waste(usage, cost)
-            target = f"{self.provider.name}:{call.model}"
+            target = f"{self.provider.name}:{self.model}"
             call.emit(Attempted(call.index, call.attempts, self.sent, now, error, usage, cost, self.kind, target))
 
 

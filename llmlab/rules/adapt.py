@@ -78,7 +78,11 @@ class Decision:
 
 
 class Controller(Protocol):
-    """What says how many calls may be in flight. Never awaits; `now` is loop time, seconds."""
+    """What says how many calls may be in flight. Never awaits; `now` is loop time, seconds.
+
+    It may have a property `settled` besides: whether it keeps the limit where it is, below the most that it is allowed,
+    as more would buy nothing. Then who waits for a slot waits for the provider, not for a number set too low.
+    """
 
     limit: int
     """Calls in flight at most, now."""
@@ -126,45 +130,15 @@ class Controller(Protocol):
         ...
 
 
-def check(who: object, *, whole: Iterable[str] = (), above: Iterable[str] = (), share: Iterable[str] = ()) -> None:
-    """Refuse senseless settings, naming the field.
-
-    Args:
-        who: The controller.
-        whole: Fields that are whole numbers of at least 1.
-        above: Fields that are finite numbers above 0.
-        share: Fields that are numbers between 0 and 1, both excluded.
-
-    Raises:
-        ValueError: a field has none of these values, or `least` is above `most`.
-    """
-    kind = type(who).__name__
-    for name in whole:
-        count(f"{kind}: {name}", getattr(who, name))
-    for name, top in ((each, most) for names, most in ((above, math.inf), (share, 1.0)) for each in names):
-        value = getattr(who, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < top:
-            wanted = "a number above 0" if top == math.inf else "a number between 0 and 1"
-            raise ValueError(f"{kind}: {name} must be {wanted}, not {value!r}")
-    least, most = getattr(who, "least", 1), getattr(who, "most", 1)
-    if least > most:
-        raise ValueError(f"{kind}: least must not be above most, not {least} > {most}")
-
-
-def count(name: str, value: object) -> int:
-    """Refuse what is no whole number of at least 1.
-
-    Raises:
-        ValueError: it is none; the message begins with `name`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
-
-
 def log() -> deque[Decision]:
     """Make a controller's memory of its decisions."""
     return deque(maxlen=HISTORY)
+
+
+def quantile(values: Iterable[float], q: float) -> float:
+    """Give the value that a share `q` of them do not pass, from 0 to 1; 0 without any."""
+    ranked = sorted(values)
+    return ranked[int(q * (len(ranked) - 1))] if ranked else 0.0
 
 
 @dataclass

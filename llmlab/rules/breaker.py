@@ -28,9 +28,11 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from llmlab.errors import LLMError, ProviderDown, Rejected, Unreachable
+from llmlab.errors import LLMError, ProviderDown, Rejected
+from llmlab.rules.checks import Setting, check_all
+from llmlab.rules.evidence import Evidence
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
 Reason: TypeAlias = Literal[
@@ -82,6 +84,9 @@ class Breaker:
     Speaks of one target: one endpoint, model and key. Errors count as their verdict says (`Verdict.breaker`).
     """
 
+    binds: ClassVar[str] = "provider"
+    """What a wait for it means to a person."""
+
     window: float = 30.0
     """Results count for so many seconds."""
     min_calls: int = 20
@@ -115,8 +120,6 @@ class Breaker:
     """Transitions so far."""
     transitions: deque[Transition] = field(init=False, repr=False, compare=False)
     """The last thousand transitions, oldest first."""
-    on_transition: Callable[[Transition], None] | None = field(default=None, init=False, repr=False, compare=False)
-    """Called with each transition when it is complete; must neither raise nor ask this breaker for admission."""
     down_since: float = field(default=math.inf, init=False, compare=False)
     """Loop time at which the outage began; infinity: there is none."""
     reopened: int = field(default=0, init=False, compare=False)
@@ -131,26 +134,33 @@ class Breaker:
     """Calls that ended without a word about the provider."""
 
     def __post_init__(self) -> None:
-        self._check()
+        check_all(self, _SETTINGS)
+        if self.open_max < self.open_for:
+            raise ValueError(f"Breaker: open_max must be at least open_for, {self.open_for!r}, not {self.open_max!r}")
         self.transitions = deque(maxlen=1000)
         self._rng = random.Random(self.seed)
         self._permit = Permit(self.generation, self.state)
-        self._window = _Window(self.window)
+        self._evidence = Evidence(
+            self.window, self.min_calls, self.failure_ratio, self.consecutive, self.throttled_for, self.open_max
+        )
+        self._tell: Callable[[object], None] | None = None
         self._out = 0  # permits of this generation not yet settled
         self._room = math.inf  # of which there may be so many
         self._width = 0  # calls in flight when the outage began
         self._until = self._asked_until = 0.0  # when the wait is over; the latest Retry-After since a success
-        self._unreached = 0  # calls running without an answer
-        self._run: deque[float] = deque(maxlen=self.min_calls)  # times of failures with no success between them
-        self._throttled: tuple[float, float] | None = None  # the first and the last 429 since the last success
         self._durations: deque[float] = deque(maxlen=256)  # of successes, seconds
         self._patience = self.probe_timeout
         # A stopwatch of the probes' silence. It stands while none is out and only an answer sets it back: callers that
         # give up on a hung provider sooner than the watchdog must not keep it from barking.
         self._silent = self._silent_since = 0.0
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Do nothing: only the time and settled calls change a breaker's mind."""
+    def watch(self, changed: Callable[[], None], tell: Callable[[object], None]) -> None:
+        """Call `tell` with each `Transition`; `changed` never: only the time and settled calls change its mind."""
+        self._tell = tell
+
+    def gauge(self, now: float) -> dict[str, float | str]:
+        """Give the state as it is, for plots: looking does not move it."""
+        return {"breaker": self.state}
 
     def wait(self, now: float, cost: Mapping[str, float]) -> float:
         """Seconds until the wait's end, the watchdog or the giving up; infinity within the ramp: others must leave."""
@@ -216,7 +226,7 @@ class Breaker:
                 self._half_open(now)
         elif self._out >= self._room and now >= self._silent_since + self._patience:
             self.last_error = f"probes hung: no answer for {self._patience:.0f} s"
-            self._window.add(now, failed=True)
+            self._evidence.add(now, failed=True)
             self._open(now, "probe hung")
 
     def _count_late(self, now: float, *, success: bool) -> None:
@@ -225,10 +235,9 @@ class Breaker:
             self._until = max(now, self._asked_until)
 
     def _succeed(self, now: float, took: float) -> None:
-        self._unreached, self._throttled, self._asked_until = 0, None, 0.0
-        self._run.clear()
+        self._asked_until = 0.0
         self._durations.append(took)
-        self._window.add(now, failed=False)
+        self._evidence.succeed(now)
         if self.state == "half_open":
             self._room -= 1  # the permit is used up, not returned
             if self._room == 0:
@@ -238,38 +247,14 @@ class Breaker:
 
     def _weigh(self, now: float, error: LLMError) -> None:
         """Decide what an error says about the provider."""
-        sustained = error.verdict.throttle and self._sustained(now)
-        self._unreached = self._unreached + 1 if isinstance(error, Unreachable) else 0
-        if not (error.verdict.breaker or sustained):
+        if not self._evidence.fail(now, error):
             return
         self.last_error = f"{type(error).__name__}: {error}"
         self._asked_until = max(self._asked_until, now + (error.retry_after or 0.0))
-        self._window.add(now, failed=True)
-        self._run.append(now)
-        if reason := self._reason(sustained=sustained):
-            self._open(now, reason)
-
-    def _reason(self, *, sustained: bool) -> Reason | None:
-        """Why a failure just counted opens the breaker, if it does."""
         if self.state == "half_open":
-            return "probe failed"
-        if sustained:
-            return "throttled"
-        if self._unreached >= self.consecutive:
-            return "unreachable"
-        # A busy window full of old successes would take long to tip: the last min_calls results speak for themselves.
-        calls, failures = self._window.calls, self._window.failures
-        tipped = calls >= self.min_calls and failures >= self.failure_ratio * calls
-        solid = len(self._run) == self.min_calls and self._run[-1] - self._run[0] < self.window
-        return "failure ratio" if tipped or solid else None
-
-    def _sustained(self, now: float) -> bool:
-        """Note a 429; whether they have come for long. A long silence between two proves nothing."""
-        since, last = self._throttled or (now, now)
-        if now - last > self.open_max:
-            since = now
-        self._throttled = since, now
-        return now - since > self.throttled_for
+            self._open(now, "probe failed")
+        elif reason := self._evidence.reason():
+            self._open(now, reason)
 
     def _open(self, now: float, reason: Reason) -> None:
         if self.state == "closed":
@@ -287,8 +272,8 @@ class Breaker:
         if now - self._until > self.open_max:
             # Nobody has asked for long: an idle lab has not been waiting for the provider.
             self.down_since = now
-        elif self._throttled is not None:
-            self._throttled = self._throttled[0], now  # the silence was ours
+        else:
+            self._evidence.excuse_silence(now)
         self._room = self.probes
         self._silent = 0.0
         ranked = sorted(self._durations) or [0.0]
@@ -305,27 +290,18 @@ class Breaker:
 
     def _turn(self, now: float, new: State, reason: Reason, lasts: float = 0.0) -> None:
         """Begin a generation. Last in each transition: who listens finds the new state complete."""
-        ended, old = self._window, self.state
+        old, failures, calls = self.state, self._evidence.failures, self._evidence.calls
         self.state, self.generation = new, self.generation + 1
         self._permit = Permit(self.generation, new)
-        self._window = _Window(self.window)
+        self._evidence.clear()
         self._out = 0
-        self._run.clear()
-        self.transitions.append(Transition(now, old, new, reason, ended.failures, ended.calls, self.generation, lasts))
-        if self.on_transition is not None:
-            self.on_transition(self.transitions[-1])
-
-    def _check(self) -> None:
-        for names, fits, wanted in _SETTINGS:
-            for name in names.split():
-                value = getattr(self, name)
-                if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
-                    raise ValueError(f"Breaker: {name} must be {wanted}, not {value!r}")
-        if self.open_max < self.open_for:
-            raise ValueError(f"Breaker: open_max must be at least open_for, {self.open_for!r}, not {self.open_max!r}")
+        transition = Transition(now, old, new, reason, failures, calls, self.generation, lasts)
+        self.transitions.append(transition)
+        if self._tell is not None:
+            self._tell(transition)
 
 
-_SETTINGS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+_SETTINGS: tuple[Setting, ...] = (
     ("min_calls consecutive probes", lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1"),
     ("window throttled_for open_for open_max probe_timeout", lambda v: 0 < v < math.inf, "seconds above 0"),
     ("give_up_after", lambda v: v > 0, "seconds above 0, or infinity"),
@@ -333,30 +309,6 @@ _SETTINGS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("jitter", lambda v: 0 <= v < 1, "at least 0 and below 1"),
     ("seed", lambda v: isinstance(v, int), "a whole number"),
 )
-
-
-@dataclass
-class _Window:
-    """Results of the last `span` seconds, forgotten a tenth of the span at a time."""
-
-    span: float
-    calls: int = 0
-    failures: int = 0
-    buckets: deque[list[int]] = field(default_factory=deque)  # slot, calls, failures
-
-    def add(self, now: float, *, failed: bool) -> None:
-        slot = int(now / self.span * 10)
-        if not self.buckets or self.buckets[-1][0] != slot:
-            self.buckets.append([slot, 0, 0])
-        while self.buckets[0][0] <= slot - 10:
-            _, calls, failures = self.buckets.popleft()
-            self.calls -= calls
-            self.failures -= failures
-        self.calls += 1
-        self.failures += failed
-        newest = self.buckets[-1]
-        newest[1] += 1
-        newest[2] += failed
 
 
 def _said_nothing(error: BaseException | None, sent: float | None) -> bool:

@@ -5,7 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llmlab.errors import RateLimited
-from llmlab.rules.adapt import Decision, Row, Sample, Work, check, count, log
+from llmlab.rules.adapt import Decision, Row, Sample, Work, log
+from llmlab.rules.checks import check, count
 
 SAMPLES = 10
 """Requests per window at least."""
@@ -97,6 +98,11 @@ class AIMD:
     def __post_init__(self) -> None:
         check(self, whole=("initial", "least", "most"), above=("cooldown",), share=("growth", "cut", "in_use"))
         self.limit = min(self.most, max(self.least, self.initial))
+
+    @property
+    def settled(self) -> bool:
+        """Whether 429s have brought it below `most`."""
+        return not self._slow_start and not self._pinned and self.limit < self.most
 
     def start(self, now: float) -> int:  # noqa: ARG002  the controllers share one shape
         """Nothing to note."""
@@ -197,6 +203,7 @@ class Gradient:
     _since: float | None = field(default=None, init=False, repr=False, compare=False)
     _windows: int = field(default=0, init=False, repr=False, compare=False)
     _long: float = field(default=0.0, init=False, repr=False, compare=False)
+    _gradient: float = field(default=1.0, init=False, repr=False, compare=False)
     _pinned: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -204,6 +211,11 @@ class Gradient:
         check(self, whole=whole, above=("tolerance", "window"), share=("smoothing",))
         self.limit = min(self.most, max(self.least, self.initial))
         self._exact = float(self.limit)
+
+    @property
+    def settled(self) -> bool:
+        """Whether answers were slower than usual, when last looked at, at a limit below `most`."""
+        return self._gradient < 1 and not self._pinned and self.limit < self.most
 
     def start(self, now: float) -> int:
         """Open the first window."""
@@ -247,9 +259,9 @@ class Gradient:
         if 2 * self._peak < self.limit:
             self._move(self._exact, "not in use", slowdown, now)
             return
-        gradient = min(1.0, max(0.5, self.tolerance * self._long / slowdown))
-        wanted = self._exact + self.smoothing * (self._exact * gradient + self.queue - self._exact)
-        self._move(wanted, "slower than usual" if gradient < 1 else "as fast as usual", slowdown, now)
+        g = self._gradient = min(1.0, max(0.5, self.tolerance * self._long / slowdown))
+        wanted = self._exact + self.smoothing * (self._exact * g + self.queue - self._exact)
+        self._move(wanted, "slower than usual" if g < 1 else "as fast as usual", slowdown, now)
 
     def _move(self, exact: float, reason: str, slowdown: float, now: float) -> None:
         if not self._pinned:

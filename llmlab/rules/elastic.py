@@ -26,7 +26,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llmlab.errors import ConnectFailed, Dropped, Overloaded, RateLimited, Refused, ServerError, TimedOut
-from llmlab.rules.adapt import Arm, Decision, Measured, Sample, Work, check, count, log, measure, slowdown
+from llmlab.rules.adapt import Arm, Decision, Measured, Sample, Work, log, measure, quantile, slowdown
+from llmlab.rules.checks import check, count
 
 DOUBLING = 0.5
 """Slow start goes on while a doubling buys at least this much elasticity."""
@@ -105,6 +106,12 @@ class Elastic:
         self._n = float(self.limit)
         self._begin("grow", self.limit)
 
+    @property
+    def settled(self) -> bool:
+        """Whether more than this, below `most`, buys too little: the elasticity is known, and no reason to grow."""
+        calm = self.gain * (self.estimate - self.elasticity) < CALM  # the next move would be small; nan: not known
+        return calm and not self._pinned and self._n < self.most
+
     def start(self, now: float) -> int:
         """Note that a call was admitted; the tag returned comes back when it has ended."""
         if not self._running:
@@ -152,15 +159,12 @@ class Elastic:
                 self._judge(now)
 
     def tick(self, now: float) -> float:
-        """Halve N if the provider has gone silent; returns when to be asked next.
-
-        Infinity: nothing is in flight; ask again after the next `start`.
-        """
+        """Halve N if the provider has gone silent; returns when to be asked next, infinity with nothing in flight."""
         if not self._running:
             return math.inf
         if len(self._recent) < FIRST:
             return now + SILENCE
-        due = self._heard + max(SILENCE, 3 * self._quantile(0.99))
+        due = self._heard + max(SILENCE, 3 * quantile(self._recent, 0.99))
         if now >= due and self._running >= self.limit and not self._stalled and not self._pinned:
             self._stalled = True
             self._cut(now, STALL, "silence")
@@ -323,7 +327,7 @@ class Elastic:
             overload = isinstance(error, Overloaded) or (isinstance(error, RateLimited) and not rate_bound)
         if isinstance(error, (TimedOut, Overloaded, ServerError, ConnectFailed, Dropped)) or overload:
             self._arm.failed += 1
-        known = tag < self._cut_epoch or now - self._cut_at < max(PATIENCE, self._quantile(0.5))
+        known = tag < self._cut_epoch or now - self._cut_at < max(PATIENCE, quantile(self._recent, 0.5))
         if overload and not known and not self._pinned:
             self._cut(now, OVERLOAD, f"overload: {type(error).__name__}")
 
@@ -335,11 +339,6 @@ class Elastic:
         self._say(now, reason, arm)
         self._cruise(1)
         self._cut_at, self._cut_epoch = now, self._epoch
-
-    def _quantile(self, q: float) -> float:
-        """Of the latest durations; 0 without any."""
-        recent = sorted(self._recent)
-        return recent[int(q * (len(recent) - 1))] if recent else 0.0
 
     def _say(self, now: float, reason: str, arm: Arm | None = None, found: Measured | None = None) -> None:
         rows = arm.rows if arm else []

@@ -5,6 +5,9 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from llmlab.rules.adapt import Decision
 
 
 @dataclass
@@ -17,11 +20,16 @@ class Slots:
         TypeError, ValueError: `limit` is no whole number of at least 1.
     """
 
+    binds: ClassVar[str] = "concurrency"
+    """What a wait for it means to a person."""
+
     limit: int = 32
     """Calls in flight at most, at least 1."""
     in_use: int = field(default=0, init=False, compare=False)
     """Calls in flight now."""
     _changed: Callable[[], None] | None = field(default=None, init=False, repr=False, compare=False)
+    _tell: Callable[[object], None] | None = field(default=None, init=False, repr=False, compare=False)
+    _now: float = field(default=0.0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.limit)
@@ -30,19 +38,27 @@ class Slots:
         """Change the limit; those it lets in go at once."""
         _check(limit)
         self.limit = limit
+        if self._tell is not None:
+            self._tell(Decision(self._now, limit, "set by hand"))
         if self._changed is not None:
             self._changed()
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` when a new limit may let somebody in."""
-        self._changed = changed
+    def watch(self, changed: Callable[[], None], tell: Callable[[object], None]) -> None:
+        """Call `changed` when a new limit may let somebody in, `tell` with it as a `Decision`."""
+        self._changed, self._tell = changed, tell
+
+    def gauge(self, now: float) -> dict[str, float | str]:
+        """Give `limit` and `in_flight`, for plots."""
+        return {"limit": self.limit, "in_flight": self.in_use}
 
     def wait(self, now: float, cost: Mapping[str, float]) -> float:
         """0 if a slot is free, else infinity: only a settled call or a resize can help."""
+        self._now = now
         return 0.0 if self.in_use < self.limit else math.inf
 
     def take(self, now: float, cost: Mapping[str, float]) -> None:
         """Occupy a slot."""
+        self._now = now
         self.in_use += 1
 
     def settle(
@@ -56,6 +72,7 @@ class Slots:
         permit: object = None,
     ) -> None:
         """Free the slot."""
+        self._now = now
         self.in_use -= 1
 
     def refuse(self, now: float) -> None:

@@ -1,0 +1,214 @@
+"""What every verb of a lab stands on: its targets, its event loop, its settings, and how a job is begun."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+from llmlab.call import PRIORITIES, Lane
+from llmlab.events import Bus
+from llmlab.frame import Rows
+from llmlab.job import Job, Order
+from llmlab.keeper import Keeper
+from llmlab.load import Ground
+from llmlab.logbook import Journal
+from llmlab.loops import Home
+from llmlab.policies.cache import Cache
+from llmlab.prices import Price
+from llmlab.progress import say
+from llmlab.rules.adapt import Controller
+from llmlab.rules.adaptive import Adaptive
+from llmlab.rules.slots import Slots
+from llmlab.rules.spend import Spend
+from llmlab.settings import HasTarget, budget_of, check_priority, limit_of, live_strategy, open_route
+from llmlab.strategy import Strategy
+from llmlab.target import Target
+from llmlab.types import Prompt
+
+_told = False
+
+
+class Core:
+    """A lab without its verbs; the arguments are described at `llmlab.Lab`."""
+
+    def __init__(
+        self,
+        model: str = "sim:small",
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        concurrency: int | Controller | Literal["auto"] | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        strategy: Strategy | None = None,
+        fallback: str | HasTarget | Iterable[str | HasTarget] = (),
+        cache: str | Path | Cache | None = None,
+        budget_usd: float | None = None,
+        budget_tokens: int | None = None,
+        queue: int | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        prices: Mapping[str, Price | tuple[float, ...]] | None = None,
+        loop: Literal["caller", "thread"] = "caller",
+        progress: bool | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._defaults = {
+            "system": system,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "extra": extra,
+        }
+        Prompt.of("", **self._defaults)  # type: ignore[arg-type]  # complains about what cannot be sent
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed must be a whole number, not {seed!r}")
+        if loop not in ("caller", "thread"):
+            raise ValueError(f"loop must be 'caller' or 'thread', not {loop!r}")
+        live = live_strategy(strategy, concurrency, rpm=rpm, tpm=tpm, queue=queue)
+        self._home = Home(loop)
+        self._route = open_route(
+            model,
+            live,
+            home=self._home,
+            base_url=base_url,
+            api_key=api_key,
+            transport=transport,
+            prices=prices,
+            seed=seed,
+            cache=cache,
+            fallback=fallback,
+            spill=strategy is None,
+        )
+        self._budget = budget_of(self.target, budget_usd, budget_tokens)
+        self.target.limit_spending(self._budget)
+        self._singles = {priority: self._lane(priority, None, patient=False) for priority in PRIORITIES}
+        self.last: Job[Any] | None = None
+        """The job started last: after an interrupted cell, `lab.last.frame` has the finished rows."""
+        self._places = itertools.count()
+        self._progress, self._seed = progress, seed
+        if self.target.provider.name == "sim":
+            _tell_once()
+
+    @property
+    def target(self) -> Target:
+        """The lab's own provider and limits: what other labs fall back to."""
+        return self._route.first
+
+    @property
+    def strategy(self) -> Strategy:
+        """The live stack; its state belongs to this lab."""
+        return self.target.strategy
+
+    # -- settings -----------------------------------------------------------------------------------------
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests in flight at most; may be set while jobs run, from any thread. None: not limited.
+
+        With a controller at work a number pins it, and "auto" gives it back to the controller.
+        """
+        return None if self.strategy.slots is None else self.strategy.slots.limit
+
+    @concurrency.setter
+    def concurrency(self, limit: int | Literal["auto"]) -> None:
+        slots = limit_of(self.strategy)
+        if limit == "auto":
+            if not isinstance(slots, Adaptive):
+                raise ValueError("this lab has no controller to go back to: make it with Lab(concurrency='auto')")
+            self._home.call_soon(slots.release)
+            return
+        Slots(limit)  # complains here, not on the loop
+        self._home.call_soon(partial(slots.resize, limit))
+
+    @property
+    def model(self) -> str:
+        """As given to Lab: "provider:model"."""
+        return f"{self.target.provider.name}:{self.target.provider.model}"
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Close the connections. Not needed at the end of a program: the loop does it."""
+        home = self._home
+        if home.loop is None or home.loop is asyncio.get_running_loop():
+            await self._route.aclose()
+        else:
+            await asyncio.to_thread(home.close, self._route.aclose)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        url = self.target.provider.shown_url
+        return f"{type(self).__name__}({self.model!r}, base_url={url!r}, concurrency={self.concurrency})"
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _parameters(
+        self,
+        model: str | None,
+        system: str | None,
+        temperature: float | None,
+        max_tokens: int | None,
+        extra: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        given = {"system": system, "temperature": temperature, "max_tokens": max_tokens, "extra": extra}
+        merged = {**self._defaults, **{name: value for name, value in given.items() if value is not None}}
+        Prompt.of("", model=model, **merged)  # type: ignore[arg-type]  # complains before any row is read
+        return {"model": model, **merged}
+
+    def _keeper(self, journal: Journal, settings: dict[str, Any]) -> Callable[[Bus], Keeper]:
+        provider = self.target.provider
+        named = {"provider": provider.name, **settings, "model": settings["model"] or provider.model}
+        return lambda bus: Keeper(
+            journal, provider=provider.name, model=provider.model, settings=named, on_trouble=_tell_trouble, bus=bus
+        )
+
+    def _job(
+        self,
+        name: str,
+        rows: Rows,
+        *,
+        stream: bool,
+        bar: bool,
+        finish: Any,
+        journal: Callable[[Bus], Keeper] | None = None,
+        lane: Lane,
+    ) -> Job[Any]:
+        order = Order(rows, stream=stream, seed=self._seed, bar=bar, places=self._places, journal=journal, lane=lane)
+        self.last = Job(name, order, home=self._home, open_ground=self._open, finish=finish, tuner=self)
+        return self.last
+
+    def _open(self) -> Ground:
+        """Called on the loop on which a job starts."""
+        self._route.bind()
+        return Ground(self.target, self.strategy.slots, self._route.lines)
+
+    def _lane(self, priority: int, budget: Spend | None, *, patient: bool) -> Lane:
+        check_priority(priority)
+        return Lane(priority, patient, tuple(each for each in (self._budget, budget) if each is not None))
+
+
+def _tell_trouble(trouble: str | None) -> None:
+    say(f"llmlab: {trouble}" if trouble else "llmlab: the journal can be written again")
+
+
+def _tell_once() -> None:
+    global _told  # noqa: PLW0603  once per process
+    if not _told:
+        _told = True
+        say("llmlab: talking to the built-in simulated provider (no key, no cost); "
+            'for a real one write llmlab.Lab("openai:MODEL") or "anthropic:MODEL"')  # fmt: skip

@@ -1,0 +1,71 @@
+"""What a feeder is given: the rows of a job, the ground they run on, and where they are written down."""
+
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmlab.call import COMMON, Handler, Lane
+from llmlab.policies.admit import Admit
+from llmlab.rules.adaptive import Adaptive
+from llmlab.rules.slots import Slots
+from llmlab.types import Item, Outcome, Prompt
+
+
+@dataclass
+class Ground:
+    """What a job runs on, handed over by the lab when the job starts on the lab's loop."""
+
+    handler: Handler
+    """The strategy's stack around the provider."""
+    slots: Slots | Adaptive | None
+    """The stack's limit of requests in flight, if it has one."""
+    lines: tuple[tuple[str, Admit], ...] = ()
+    """The line of each target, by its name: "provider:model"."""
+
+
+@dataclass
+class Load:
+    """The rows of one job."""
+
+    items: Iterable[Item] | AsyncIterable[Item]
+    """The rows, lazily."""
+    total: int | None
+    """How many; None if unknown. If known, rows that a stop keeps from being taken are marked, too."""
+    places: Iterator[int]
+    """Places in the lab's line, one for each row taken."""
+    stream: bool = False
+    """Ask for the answers in pieces."""
+    seed: int | None = None
+    """Seed of the job's randomness. None: from the system."""
+    lane: Lane = COMMON
+    """With whom the rows share their place in the lab's line."""
+
+
+class Store(Protocol):
+    """Where rows are written down before they are reported; see `llmlab.keeper.Keeper`."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no further rows should be taken for now."""
+        ...
+
+    @property
+    def has_a_chunk(self) -> bool:
+        """Whether it is time to `recall`."""
+        ...
+
+    def knows(self, index: int, item: object) -> bool:
+        """Note a row that is taken up; True if it is answered already, and `recall` will report it."""
+        ...
+
+    async def recall(self, announce: Callable[[Outcome], None]) -> Mapping[int, Prompt]:
+        """Report the rows answered already; gives back those that must be asked after all."""
+        ...
+
+    def keep(self, outcome: Outcome, announce: Callable[[Outcome], None]) -> None:
+        """Write an outcome down, and report it when it is safe."""
+        ...
+
+    async def close(self, announce: Callable[[Outcome], None], *, at_once: bool) -> None:
+        """Report what is still to be reported, and let go."""
+        ...

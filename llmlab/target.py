@@ -1,0 +1,102 @@
+"""A target: a provider behind the stack that keeps to its limits. A lab has one, and further ones to fall back to."""
+
+from collections.abc import Sequence
+
+from llmlab.call import Call, Handler
+from llmlab.loops import Home
+from llmlab.policies.admit import Admit, Budget
+from llmlab.providers.endpoint import Provider
+from llmlab.strategy import Strategy
+from llmlab.types import Reply
+
+
+class Target:
+    """A handler that tells a call where it is on its way to, and passes it to the strategy's stack.
+
+    Args:
+        provider: The endpoint.
+        strategy: The live stack around it; its state is this target's.
+        home: The event loop it lives on, shared with the lab it belongs to.
+    """
+
+    def __init__(self, provider: Provider, strategy: Strategy, home: Home) -> None:
+        self.provider, self.strategy, self.home = provider, strategy, home
+        self._stack: Handler = strategy.handler(provider)
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer the call."""
+        provider = self.provider
+        call.provider, call.model = provider.name, call.prompt.model or provider.model
+        call.price = provider.prices.get(call.model)
+        return await self._stack(call)
+
+    def renew(self) -> None:
+        """Make anew what belonged to an event loop that is gone; what was spent stays spent."""
+        budget = None if self.line is None else self.line.budget
+        self.provider.sender.forget()
+        self.strategy = self.strategy.fresh()
+        self._stack = self.strategy.handler(self.provider)
+        self.limit_spending(budget)
+
+    def limit_spending(self, budget: Budget | None) -> None:
+        """Ask a budget before each call is admitted, whosever it is."""
+        if self.line is not None:
+            self.line.budget = budget
+
+    def check_budget(self) -> None:
+        """Complain if no budget can be kept to.
+
+        Raises:
+            ValueError: the stack has no line, or none that knows what calls will use.
+        """
+        if self.line is None or self.line.estimator is None:
+            raise ValueError(
+                f"the strategy {self.strategy.name!r} cannot keep to a budget: it has no Admit with an Estimator"
+            )
+
+    @property
+    def name(self) -> str:
+        """As given to Lab: "provider:model"."""
+        return f"{self.provider.name}:{self.provider.model}"
+
+    @property
+    def line(self) -> Admit | None:
+        """Where its calls wait for admission."""
+        return self.strategy.admit
+
+
+class Route:
+    """A lab's targets: the first, and those that rows go on to when it has given up on them.
+
+    Args:
+        first: The lab's own.
+        others: In the order in which they are asked. Those of other labs keep to the limits of theirs.
+    """
+
+    def __init__(self, first: Target, others: Sequence[Target] = ()) -> None:
+        self.first, self.others = first, tuple(others)
+
+    def bind(self) -> None:
+        """Live on the running loop.
+
+        Raises:
+            RuntimeError: a target's home is another loop, and it runs.
+        """
+        homes = {id(each.home): each.home for each in (self.first, *self.others)}
+        moved = [id(home) for home in homes.values() if home.bind()]
+        for each in (self.first, *self.others):
+            if id(each.home) in moved:
+                each.renew()
+        if self.first.strategy.fallback is not None:
+            self.first.strategy.fallback.others = tuple((each.name, each) for each in self.others)
+
+    async def aclose(self) -> None:
+        """Close the connections of the lab's own targets."""
+        for each in (self.first, *self.others):
+            if each.home is self.first.home:
+                await each.provider.sender.aclose()
+
+    @property
+    def lines(self) -> tuple[tuple[str, Admit], ...]:
+        """The line of each target that has one, by the target's name."""
+        return tuple((each.name, each.line) for each in (self.first, *self.others) if each.line is not None)
