@@ -58,6 +58,7 @@ _GET = "SELECT key, at, reply FROM answer WHERE key = ?"
 _HAS = "SELECT 1 FROM answer WHERE key = ?"
 _COUNT = "SELECT count(*) FROM answer"
 _CLEAR = "DELETE FROM answer"
+_NOTHING = "DELETE FROM answer WHERE seq < 0"  # changes nothing, and fails if nothing may be changed
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _PAUSE = 0.01
 _FIELDS = tuple(each.name for each in fields(Reply))
@@ -267,13 +268,14 @@ def _prepared(path: Path) -> sqlite3.Connection:
         undo.callback(db.close)
         # SQLite's own patience ends where it sees no use in waiting, as when two switch to write-ahead mode at once.
         db.execute("PRAGMA busy_timeout = 0")
-        known = _is_cache(db, path)  # looked at before anything is changed
+        db.execute("BEGIN")  # one moment for all that is read: another process may be making it
+        _is_cache(db, path)  # before anything is changed
+        db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        with transaction(db):  # fails here, not later, if the file cannot be written
-            if not known and not _is_cache(db, path):
-                for statement in _SCHEMA:
-                    db.execute(statement)
+        with transaction(db):
+            for statement in (_NOTHING,) if _is_cache(db, path) else _SCHEMA:
+                db.execute(statement)
         db.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE:.0f}")
         undo.pop_all()
         return db

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+from llmlab.flow import Hold
 from llmlab.prices import Price
 from llmlab.types import Kind, Prompt, Reply, Usage
 
@@ -84,6 +85,8 @@ class Call:
     """Tokens that failed attempts are known to have used so far. None: none."""
     wasted_usd: float | None = None
     """Dollars for them. None: none, or no price is known."""
+    hold: Hold | None = None
+    """Holds back the reading of a streamed answer while its consumer is behind. None: nobody can be behind."""
     committed: bool = False
     """Text of this answer was handed to the user: a retry would repeat it."""
 

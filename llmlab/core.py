@@ -12,6 +12,7 @@ import httpx
 
 from llmlab.call import PRIORITIES, Lane
 from llmlab.events import Bus
+from llmlab.flow import Flow
 from llmlab.frame import Rows
 from llmlab.job import Job, Order
 from llmlab.keeper import Keeper
@@ -19,6 +20,7 @@ from llmlab.load import Ground
 from llmlab.logbook import Journal
 from llmlab.loops import Home
 from llmlab.policies.cache import Cache
+from llmlab.pricelist import PriceBook
 from llmlab.prices import Price
 from llmlab.progress import say
 from llmlab.rules.adapt import Controller
@@ -94,6 +96,7 @@ class Core:
         """The job started last: after an interrupted cell, `lab.last.frame` has the finished rows."""
         self._places = itertools.count()
         self._progress, self._seed = progress, seed
+        self._priced = False
         if self.target.provider.name == "sim":
             _tell_once()
 
@@ -187,10 +190,24 @@ class Core:
         finish: Any,
         journal: Callable[[Bus], Keeper] | None = None,
         lane: Lane,
+        flow: Flow | None = None,
     ) -> Job[Any]:
-        order = Order(rows, stream=stream, seed=self._seed, bar=bar, places=self._places, journal=journal, lane=lane)
+        self._tell_price()
+        order = Order(
+            rows, stream=stream, seed=self._seed, bar=bar, places=self._places, journal=journal, lane=lane, flow=flow
+        )
         self.last = Job(name, order, home=self._home, open_ground=self._open, finish=finish, tuner=self)
         return self.last
+
+    def _tell_price(self) -> None:
+        """Look the model's price up before the first row needs it, and say so if there is none."""
+        prices = self.target.provider.prices
+        if not self._priced and isinstance(prices, PriceBook):
+            self._priced = True
+            prices.get(self.target.provider.model)
+            unknown = prices.tell_unknown() if prices.provider is not None else None
+            if unknown is not None:
+                say(f"llmlab: {unknown}")
 
     def _open(self) -> Ground:
         """Called on the loop on which a job starts."""

@@ -52,6 +52,10 @@ class Attempted:
     """Why it was sent: first, retry, hedge or fallback."""
     target: str = ""
     """Where to: "provider:model"."""
+    ttft_s: float | None = None
+    """Seconds from sending to the first piece of text; None unless streamed."""
+    itl_s: float | None = None
+    """Mean seconds between pieces of text; None unless there were two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from llmlab.call import Call
 from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
 from llmlab.events import Admitted, Attempted, Bus, Finished, Retrying, Stopped
+from llmlab.flow import Hold
 from llmlab.load import Ground, Load, Store
 from llmlab.progress import say
 from llmlab.types import Item, Outcome, Prompt, Status
@@ -55,6 +56,7 @@ class Feeder:
         self._source_s = 0.0  # seconds for which the source was waited for
         self._asked: float | None = None  # since when it is, now
         self._looked = (0.0, 0.0)  # when `waits_for` was last asked, and the seconds then
+        self._kept: int | None = None  # the one row that goes on when all others have been stopped
         self._feeder: asyncio.Task[None] | None = None
         self._recalling: asyncio.Future[Mapping[int, Prompt]] | None = None
         self._room = asyncio.Event()
@@ -148,6 +150,9 @@ class Feeder:
     async def _row(self, index: int, prompt: Prompt) -> None:
         stream = self.load.stream or (prompt.max_tokens or 0) > LONG_ANSWER
         call = Call(index, prompt, self.bus.emit, self._rng, stream, next(self.load.places), lane=self.load.lane)
+        if self.load.flow is not None:
+            call.hold = Hold(self.load.flow)
+            self.load.flow.calls[index] = call
         started = self._loop.time()
         try:
             reply = await self.ground.handler(call)
@@ -247,7 +252,7 @@ class Feeder:
         self._sent.discard(event.index)
 
     def _retrying(self, event: Retrying) -> None:
-        if self.stopped is not None:  # its request was in flight when the job stopped; there is no next one
+        if self.stopped is not None and event.index != self._kept:  # it was in flight when the job stopped: no next one
             self._tasks[event.index].cancel()
 
     # -- stopping -----------------------------------------------------------------------------------------
@@ -262,6 +267,20 @@ class Feeder:
                 task.cancel()
         if self._feeder is not None:
             self._feeder.cancel()
+
+    def keep_only(self, index: int) -> None:
+        """Go on with one row alone; the others are cancelled."""
+        self._kept, self.stopped = index, "another answer came first"
+        for other, task in list(self._tasks.items()):
+            if other != index:
+                task.cancel()
+        if self._feeder is not None:
+            self._feeder.cancel()
+
+    def drop(self, index: int) -> None:
+        """Cancel one row, if it is under way."""
+        if (task := self._tasks.get(index)) is not None:
+            task.cancel()
 
     def _give_up(self, error: LLMError) -> None:
         if self.stopped is None:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from llmlab.call import COMMON, Lane
 from llmlab.events import Bus, Finished, Told
 from llmlab.feeder import Feeder
+from llmlab.flow import Flow
 from llmlab.frame import Frame, Record, Rows, record
 from llmlab.gauges import Gauges, limits_frame
 from llmlab.heap import set_aside
@@ -66,11 +67,13 @@ class Order:
     """Makes the job's hold on its journal, if it has one."""
     lane: Lane = COMMON
     """With whom its rows share their place in the lab's line."""
+    flow: Flow | None = None
+    """Holds the answers back while their reader is behind."""
 
     def load(self) -> Load:
         """The rows for a feeder."""
         rows = self.rows
-        return Load(rows.items, rows.total, self.places, self.stream, self.seed, self.lane)
+        return Load(rows.items, rows.total, self.places, self.stream, self.seed, self.flow, self.lane)
 
 
 class Job(Generic[T]):
@@ -113,9 +116,10 @@ class Job(Generic[T]):
     # -- waiting ------------------------------------------------------------------------------------------
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._wait().__await__()
+        return self.wait().__await__()
 
-    async def _wait(self) -> T:
+    async def wait(self) -> T:
+        """What `await job` does, as a coroutine."""
         if self._home.elsewhere:
             loop = self._home.loop
             assert loop is not None  # noqa: S101  a home elsewhere has a loop
@@ -253,7 +257,7 @@ class Job(Generic[T]):
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
         unsubscribe = self.bus.subscribe(lambda event: put(event.outcome), Finished)
-        waiting = asyncio.ensure_future(self._wait())
+        waiting = asyncio.ensure_future(self.wait())
         waiting.add_done_callback(lambda _: put(None))
         try:
             while (outcome := await queue.get()) is not None:
@@ -269,6 +273,24 @@ class Job(Generic[T]):
     def cancel(self) -> None:
         """Stop at once, from any thread: rows not yet settled become `cancelled`, awaiting returns the rest."""
         self._home.call_soon(partial(self._stop, "cancelled"))
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the job was stopped: cancelled, interrupted or an error in words. None: it was not."""
+        return self._cancelled
+
+    def keep_only(self, index: int) -> None:
+        """Go on with one row alone, from the job's own loop; the others are cancelled."""
+        if self._feeder is not None:
+            self._feeder.keep_only(index)
+
+    def drop(self, index: int) -> None:
+        """Cancel one row, from any thread."""
+        self.on_loop(lambda: None if self._feeder is None else self._feeder.drop(index))
+
+    def on_loop(self, callback: Callable[[], object]) -> None:
+        """Run `callback` on the job's event loop, from any thread."""
+        self._home.call_soon(callback)
 
     def _journal_failed(self, error: Exception) -> None:
         say(f"llmlab: the job stops, rows already answered are kept. {error}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmlab.call import COMMON, Handler, Lane
+from llmlab.flow import Flow
 from llmlab.policies.admit import Admit
 from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.slots import Slots
@@ -37,6 +38,8 @@ class Load:
     """Ask for the answers in pieces."""
     seed: int | None = None
     """Seed of the job's randomness. None: from the system."""
+    flow: Flow | None = None
+    """Holds the answers back while their reader is behind. None: nobody reads them piece by piece."""
     lane: Lane = COMMON
     """With whom the rows share their place in the lab's line."""
 

@@ -12,8 +12,8 @@ What stands before a possible end gives its kind, what comes next settles whethe
     OPEN       "word." "?" "…"; a list item  all but a lower-case letter or a mark like ","      SURE
     SURE       "。"; a heading, a blank line  anything, white space between or not                SURE
 
-An end that is missed makes a piece longer, no more: a sentence begun in lower case stays with the one before.
-White space stays with the sentence before it, but a line's indentation with its line. Code in fences goes by lines.
+In doubt there is no end: that makes a piece longer, no more. White space stays with the sentence before it, but a
+line's indentation with its line; code in fences goes by lines.
 """
 
 import re
@@ -82,14 +82,14 @@ class _Lengths:
     def __init__(self, least: int) -> None:
         self._least = least
         self._parts: list[str] = []
-        self._size = 0
-        self._last = ""
+        self._size, self._last = 0, ""
 
     def feed(self, text: str) -> list[str]:
         pieces: list[str] = []
         begin, at = 0, max(0, self._least - self._size)
         while at < len(text):
-            if _are_one(text[at - 1] if at else self._last, text[at]):
+            before = text[at - 1] if at else self._last
+            if unicodedata.category(text[at])[0] == "M" or _ONE.fullmatch(before + text[at]):
                 at += 1
                 continue
             pieces.append("".join((*self._parts, text[begin:at])))
@@ -106,53 +106,40 @@ class _Lengths:
         return [rest] if rest else []
 
 
-def _are_one(before: str, after: str) -> bool:
-    return unicodedata.category(after)[0] == "M" or _ONE.fullmatch(before + after) is not None
-
-
 class _End(IntEnum):
     NONE, COUNTER, STARTER, NUMBERED, ORDINAL, OPEN, SURE = range(7)
 
 
 _AT_LINE_END = {_End.COUNTER: _End.SURE, _End.STARTER: _End.OPEN, _End.ORDINAL: _End.SURE, _End.OPEN: _End.SURE}
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # Abbreviations; one that is in lower case here is known in any case.
 _ABBREVIATIONS = {
-    _End.NONE: _words("""
-        Mr Mrs Ms Mx Messrs Dr Drs Prof Rev Hon Gen Col Maj Capt Cmdr Lt Sgt Sen Rep Gov Pres St Mt Ft Fig Figs Eq Eqs
-        Sec Ref Refs e.g i.e cf vs viz approx resp esp incl pp Hr Hrn Frl Dipl Nr Abb Bd bzw ca evtl ggf vgl sog bspw
-        inkl exkl zzgl allg geb urspr z.b d.h M MM Mme Mlle Mgr Ste av env p.ex Sra Srta Dra Dña Gral Lic Avda aprox
-        p.ej"""),
-    _End.STARTER: _words("""
-        etc inc ltd co corp bros jr sr al est dept univ ave blvd rd sec min hr hrs ft lb lbs oz ph.d b.sc m.sc ex Jan
-        Feb Apr Aug Sept Oct Nov Dec Tue Tues Wed Thu Thurs Fri usw usf mio mrd tel Str Jh Jhd Chr Std Ing Okt Dez Ud
-        Uds Cía"""),
-    _End.NUMBERED: _words("no nos art arts fig figs eq vol vols ch chap ref tab par abs kap pág págs núm cap nr"),
+    _End.NONE: frozenset(str.split("""
+        Mr Mrs Ms Mx Messrs Dr Prof Rev Hon Gen Col Maj Capt Lt Sgt Sen Rep Gov Pres St Mt Ft Fig Figs Eq Eqs Sec
+        Ref Refs e.g i.e cf vs viz approx resp esp incl pp Hr Hrn Frl Dipl Nr Abb Bd bzw ca evtl ggf vgl sog bspw inkl
+        exkl zzgl allg geb urspr z.b d.h M MM Mme Mlle Mgr Ste av env p.ex Sra Srta Dra Dña Gral Avda aprox p.ej""")),
+    _End.STARTER: frozenset(str.split("""
+        etc inc ltd co corp bros jr sr al est dept univ ave sec min hrs ft lb ph.d b.sc m.sc ex Jan Feb Apr Aug Sept
+        Oct Nov Dec Tue Wed Thu Fri janv févr juil déc usw usf mio mrd Str Jh Jhd Chr Okt Dez Ud Uds""")),
+    _End.NUMBERED: frozenset(str.split(
+        "no nos art arts fig figs eq vol vols ch chap ref tab par abs kap pág págs núm cap nr")),
 }  # fmt: skip
-_STARTERS = _words("""
+_STARTERS = frozenset(str.split("""
     The This That These Those There Then They He She It Its We You I My His Her Our Their Your A An In On At As By For
     From With If When While Where What Why How But And Or So Yet However Although After Before Since Because Here
-    Der Die Das Dies Diese Dieser Dieses Es Er Sie Wir Ich Ein Eine Im Am Auf Aus Bei Mit Nach Zu Zum Zur Für Und Aber
-    Wenn Weil Als Auch Doch Dann Hier Le La Les Un Une Des Ce Cette Ces Cet Il Elle Ils Elles Nous Vous Je Tu Et Mais
-    Donc En Dans Pour Avec Sur Si Quand El Los Las Una Este Esta Esto Él Ella Ellos Con Por Para Pero Cuando Como""")
-# What German counts with ordinals.
-_COUNTED = _words("""
+    Der Die Das Dies Diese Dieser Es Er Sie Wir Ich Ein Eine Im Am Auf Aus Bei Mit Nach Zu Zum Zur Für Und Aber Wenn
+    Weil Als Auch Doch Dann Hier Le La Les Un Une Des Ce Cette Il Elle Ils Elles Nous Vous Je Tu Et Mais Donc En Dans
+    Pour Avec Sur Si Quand El Los Las Una Este Esta Esto Él Ella Con Por Para Pero Cuando Como"""))  # fmt: skip
+_COUNTED = frozenset(str.split("""
     Januar Jänner Februar März April Mai Juni Juli August September Oktober November Dezember Jan Feb Apr Aug Sept Okt
-    Nov Dez Jahrhundert Jahrhunderts Jh Jhd Jahrtausend Weltkrieg Weltkriegs Weltkrieges Klasse Kapitel Platz Etage
-    Lebensjahr Geburtstag Tag Mal Auflage Bundesliga Liga Semester Quartal Halbjahr""")
+    Nov Dez Jahrhundert Jahrhunderts Jh Jhd Jahrtausend Weltkrieg Weltkriegs Klasse Kapitel Platz Etage Lebensjahr
+    Geburtstag Tag Mal Auflage Bundesliga Liga Semester Quartal Halbjahr"""))  # fmt: skip
 
 _STOPS, _AT_ONCE = ".!?…‽", "。．｡！？‼⁇⁈⁉؟۔।॥։።။។"  # noqa: RUF001
 _STOP_OR_LINE = re.compile(f"[\n{_STOPS}{_AT_ONCE}]")
-_QUOTES, _MARKUP, _NOTES = "\"'", "*_~", "¹²³⁴⁵⁶⁷⁸⁹⁰"
-_GOING_ON = ",;:=+%&/|"  # begins no sentence
-
+_QUOTES, _MARKUP, _NOTES, _GOING_ON = "\"'", "*_~", "¹²³⁴⁵⁶⁷⁸⁹⁰", ",;:=+%&/|"  # what goes on begins no sentence
 _SEEN = 24  # characters before a stop that are looked at
-_COUNTER = re.compile(r"[\s>*_\"'(\[]*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z]|[IVXLC]{1,5})")
+_COUNTER = re.compile(r"[\W_]*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z]|[IVXLC]{1,5})")
 _COUNTER_WITHIN = re.compile(r"[:;]\s+\(?\d{1,2}\Z")
 _TOKEN = re.compile(r"(?:^|[\s(\[{\"“”„«»*_—–-]|(?<!\w)['‘’])([^\W_.]+(?:\.[^\W_.]+)*)\Z")  # noqa: RUF001
 _ACRONYM = re.compile(r"[^\W\d_]|[^\W\d_]{1,2}(?:\.[^\W\d_]{1,2})+")
@@ -214,24 +201,21 @@ class _Sentences:
         if place > self._last_cut and not self._blank:
             self._cuts.append(place)
             self._last_cut = place
-            if place == self._line:
-                self._own = _End.NONE
+            self._own = _End.NONE if place == self._line else self._own
 
     def _in_text(self, window: str, at: int) -> int:
         found = _STOP_OR_LINE.search(window, at)
         if found is None:
             return len(window)
-        at = found.start()
         if found[0] == "\n":
-            return self._end_line(at)
-        self._end = self._judge(window, at)
-        if self._end is not _End.NONE:
-            self._state = self._after_stop
-        return at + 1
+            return self._end_line(found.start())
+        self._end = self._judge(window, found.start())
+        self._state = self._in_text if self._end is _End.NONE else self._after_stop
+        return found.end()
 
     def _judge(self, window: str, at: int) -> _End:
         stop, before = window[at], window[max(0, at - _SEEN) : at]
-        if before.endswith(("(", "[", "（")) or (stop == "．" and before[-1:].isdigit()):  # noqa: RUF001
+        if before.rstrip(_STOPS).endswith(("(", "[", "（")) or (stop == "．" and before[-1:].isdigit()):  # noqa: RUF001
             return _End.NONE  # an aside, as "(?)" and "[…]"; a counter or a decimal in wide digits
         if stop != ".":
             return _End.SURE if stop in _AT_ONCE else _End.OPEN
@@ -325,13 +309,11 @@ class _Sentences:
             self._line = self._offset + at + 1 if letter == "\n" else self._line
             return at + 1
         self._cut(self._line)
-        fence = _FENCE.match(window, at)
-        if _MARKER_BEGUN.fullmatch(window, at) and letter == self._fence[0]:
+        if letter == self._fence[0] and _MARKER_BEGUN.fullmatch(window, at):
             return _WAIT
-        if fence and fence[0].startswith(self._fence) and window[fence.end()].isspace():
-            self._own, self._state = _End.SURE, self._in_text
-        else:
-            self._state = self._in_code
+        fence = _FENCE.match(window, at)
+        closed = fence and fence[0].startswith(self._fence) and window[fence.end()].isspace()
+        self._own, self._state = (_End.SURE, self._in_text) if closed else (_End.NONE, self._in_code)
         return at
 
 
@@ -347,26 +329,22 @@ def _kind(token: str) -> _End:
 def _closes(letter: str, end: _End) -> bool:
     """Whether what comes right after a stop belongs to it: quotes, brackets, markup, an emoji, a note's number."""
     category = unicodedata.category(letter)
-    if category == "Pi":  # closes in „German“, opens right after 。
-        return end is not _End.SURE
-    if category in ("Pe", "Pf", "Cf", "Mn", "Me", "Sk") or (category == "So" and letter >= "\u2600"):
-        return True
-    return letter in _QUOTES + _MARKUP + "`" + _NOTES
+    if category in ("Pi", "So"):  # “ closes in „German“, opens right after 。; an emoji closes, a bullet opens
+        return end is not _End.SURE if category == "Pi" else letter >= "\u2600"
+    return category in ("Pe", "Pf", "Cf", "Mn", "Me", "Sk") or letter in _QUOTES + _MARKUP + "`" + _NOTES
 
 
 def _is_end(end: _End, window: str, at: int) -> bool | None:
     """Whether an end of this kind is one before what comes now; None: that takes the whole word."""
     letter = window[at]
-    small = letter.islower() and not "\u10d0" <= letter <= "\u10ff"  # Georgian is written in them throughout
+    small = letter.islower() and not "\u10d0" <= letter <= "\u10ff"  # Georgian has no other
     if end is _End.COUNTER or small or letter in _GOING_ON:
         return False
     if end in (_End.NUMBERED, _End.OPEN):
         return end is _End.OPEN or not letter.isdigit()
     word = _WORD.match(window, at)
-    if word is None:
-        return end is _End.ORDINAL
-    if word.end() == len(window):
+    if word and word.end() == len(window):
         return None
     if end is _End.ORDINAL:
-        return word[0] not in _COUNTED
-    return word[0] in _STARTERS and window[word.end()] != "."  # "J. A." are initials
+        return not word or word[0] not in _COUNTED
+    return word is not None and word[0] in _STARTERS and window[word.end()] != "."  # "J. A." are initials

@@ -7,8 +7,8 @@
 
     a charge on the list                                 what becomes of it
     input, output, cache read, cache write               the four figures of `Price`, and its tiers
-    audio or images in the prompt, searches, a cache     left out: usage does not tell of them, and text costs the
-    kept longer                                          same without them
+    audio or images in the prompt, searches, a cache     left out, as usage does not tell of them: text costs what is
+    kept for an hour                                     said here, a request that uses them more
     anything else: requests, reasoning or pictures at    the model has no price, which is better than a wrong one
     a rate of their own
     none at all: free of charge, or no longer sold       no price either: the list does not say which
@@ -48,7 +48,7 @@ SELF_HOSTED = frozenset({"sim", "llamacpp", "lmstudio", "ollama", "sglang", "vll
 """Providers that bill nobody by the token."""
 
 MINUTE = 60
-"""Seconds for which a listed price is kept: prices change on the minute at the finest, and a look-up takes 0.1 ms."""
+"""Seconds for which a listed price is kept: some change at the hour or half hour, and a look-up takes 0.1 ms."""
 
 _FIGURES = {
     "input": "input_mtok",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from llmlab.types import Usage
 
@@ -88,7 +89,11 @@ def _check_tiers(tiers: object) -> None:
         last = above
 
 
-Prices = Mapping[str, Price]
+class Prices(Protocol):
+    """A table or a book of prices."""
+
+    def get(self, model: str, /) -> Price | None:
+        """The price of a model; None: not known."""
 
 
 def read_prices(prices: Mapping[str, Price | tuple[float, ...]] | None) -> dict[str, Price]:

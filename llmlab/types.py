@@ -221,6 +221,8 @@ class Reply:
     """Price of this answer; None when the model's price is not known."""
     cache_hit: bool = False
     """Whether the answer came from llmlab's own cache and cost nothing."""
+    itl_s: float | None = None
+    """Mean seconds between two pieces of text; None unless streamed in two pieces or more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,18 @@
 import asyncio
+import itertools
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import llmlab
 from llmlab import answers
 from llmlab.call import Call
 from llmlab.clock import run_virtual
@@ -19,6 +20,7 @@ from llmlab.errors import BadRequest, ServerError
 from llmlab.events import Delta
 from llmlab.policies import cache as cache_module
 from llmlab.policies.cache import Cache
+from llmlab.strategy import Strategy
 from llmlab.types import Message, Prompt, Reply, Usage
 
 PAID = Reply(
@@ -321,12 +323,14 @@ class Row(NamedTuple):
 
 
 TENTHS = st.integers(0, 30).map(lambda n: n / 10)  # coarse: many things happen at the same moment
+RUNS = itertools.count()
 ROWS = st.builds(Row, st.integers(0, 1), TENTHS, TENTHS, st.booleans(), st.none() | TENTHS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROWS, min_size=1, max_size=12))
-def test_in_any_schedule_each_row_is_settled_once_and_by_right(rows: list[Row]) -> None:
+def test_in_any_schedule_each_row_is_settled_once_and_by_right(cache: Cache, rows: list[Row]) -> None:
+    run = next(RUNS)  # one file for all runs: it costs more time than they do
     sent: list[int] = []
     flying: set[int] = set()
     errors = [ServerError(str(n)) for n in range(len(rows))]
@@ -349,26 +353,22 @@ def test_in_any_schedule_each_row_is_settled_once_and_by_right(rows: list[Row]) 
 
     asking: list[int] = []  # those neither answered, failed nor cancelled, in the order in which they came
 
-    async def live(cache: Cache, n: int) -> Reply:
+    async def live(n: int) -> Reply:
         await asyncio.sleep(rows[n].at)
         asking.append(n)
         try:
             async with asyncio.timeout(rows[n].gives_up):
-                return await cache(ask(f"prompt {rows[n].asks}", n), inner)
+                return await cache(ask(f"run {run}, prompt {rows[n].asks}", n), inner)
         finally:
             asking.remove(n)
 
-    async def main(cache: Cache) -> list[Any]:
-        tasks = [asyncio.create_task(live(cache, n)) for n in range(len(rows))]
-        settled = await asyncio.gather(*tasks, return_exceptions=True)
+    async def main() -> list[Any]:
+        settled = await asyncio.gather(*map(live, range(len(rows))), return_exceptions=True)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return settled
 
-    with TemporaryDirectory() as folder:
-        cache = Cache(Path(folder, "answers.sqlite"))
-        settled = run_virtual(partial(main, cache))
-        assert cache._flights == {}
-        cache.close()
+    settled = run_virtual(main)
+    assert cache._flights == {}
     for n, (row, end) in enumerate(zip(rows, settled, strict=True)):
         if isinstance(end, Reply):
             assert end.content == str(row.asks)
@@ -377,6 +377,28 @@ def test_in_any_schedule_each_row_is_settled_once_and_by_right(rows: list[Row]) 
             assert not rows[int(end.request_id or "")].fails
         else:
             assert (end is errors[n] and row.fails) or (isinstance(end, TimeoutError) and row.gives_up is not None)
+
+
+def test_the_jobs_of_a_lab_share_their_requests(path: Path) -> None:
+    prompts = [f"What is {n % 5}?" for n in range(20)]
+
+    async def main(cache: Cache) -> list[Any]:
+        strategy = Strategy("cached", (cache, *Strategy.default(concurrency=3).policies))
+        lab = llmlab.Lab(strategy=strategy, seed=1, progress=False)
+        jobs = [lab.run_many(prompts), lab.run_many(prompts, stream=True)]
+        frames = [await job for job in jobs]
+        for policy in lab.strategy.policies:
+            if isinstance(policy, Cache):
+                policy.close()
+        return frames
+
+    first, second = run_virtual(partial(main, Cache(path)))
+    assert first.attempts.sum() + second.attempts.sum() >= 5
+    assert (~first.cache_hit).sum() + (~second.cache_hit).sum() == 5
+    assert (first.content == second.content).all()
+    later = run_virtual(partial(main, Cache(path)))
+    assert all(frame.cache_hit.all() and frame.attempts.sum() == 0 for frame in later)
+    assert (later[0].content == first.content).all()
 
 
 # -- age --------------------------------------------------------------------------------------------------

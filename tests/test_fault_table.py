@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from llmlab import errors
@@ -198,7 +198,7 @@ def test_a_row_may_be_given_up_when_patience_is_over_and_not_before(cell: Cell, 
 
 
 @given(st.permutations(range(ROWS)))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, phases=[Phase.generate])
 def test_each_row_with_another_answer_or_in_another_place_is_misplaced(order: list[int]) -> None:
     seen, moved = run(CUT), sum(a != b for a, b in enumerate(order))
     mixed = seen.frame.assign(content=seen.frame["content"].to_numpy()[order])

@@ -309,7 +309,7 @@ def test_a_job_starts_by_itself_when_the_loop_gets_its_turn() -> None:
 def test_a_job_can_be_awaited_more_than_once() -> None:
     async def main() -> None:
         job = make_job(letters(3), Endpoint())
-        first, second = await asyncio.gather(job._wait(), job._wait())
+        first, second = await asyncio.gather(job.wait(), job.wait())
         pd.testing.assert_frame_equal(first, second)
         pd.testing.assert_frame_equal(first, await job)
 

@@ -158,7 +158,7 @@ def test_a_cancelled_run_keeps_its_rows_and_goes_on_from_them(path: Path) -> Non
             if outcome.index >= 100:
                 break
         assert lab.last is not None
-        return await lab.last._wait() if not lab.last.done else lab.last.frame
+        return await lab.last.wait() if not lab.last.done else lab.last.frame
 
     part = asyncio.run(main())
     done = int((part.status == "ok").sum())

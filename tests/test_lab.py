@@ -213,7 +213,7 @@ def test_jobs_of_one_lab_share_its_line() -> None:
 
     async def main() -> None:
         lab = llmlab.Lab("openai:m", transport=simulator, concurrency=5)
-        await asyncio.gather(*(lab.run_many([f"{job}-{n}" for n in range(20)])._wait() for job in range(4)))
+        await asyncio.gather(*(lab.run_many([f"{job}-{n}" for n in range(20)]).wait() for job in range(4)))
 
     run_virtual(main)
     assert simulator.stats()["max_in_flight"] == 5

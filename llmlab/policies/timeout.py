@@ -55,6 +55,8 @@ class Timeout:
             async with asyncio.timeout(self.attempt) as scope:
                 if not call.stream:
                     return await inner(call)
+                if call.hold is not None:
+                    call.hold.deadline = scope
                 pulse = _Pulse(call, scope, self.first_token, self.between_tokens)
                 try:
                     return await inner(call)
@@ -114,10 +116,10 @@ class _Pulse:
         self._timer = None if self._between is None else self._loop.call_later(self._between, self._check)
 
     def _check(self) -> None:
-        now = self._loop.time()
+        now, hold = self._loop.time(), self._call.hold
         if self._last is None or self._between is None:
             self._expire("first_token", now)
-        elif (due := self._last + self._between) > now:
+        elif (due := (self._last if hold is None else hold.since(self._last, now)) + self._between) > now:
             self._timer = self._loop.call_at(due, self._check)
         else:
             self._expire("between_tokens", now)

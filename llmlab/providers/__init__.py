@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import httpx
 
+from llmlab.pricelist import PriceBook
 from llmlab.prices import Price
 from llmlab.providers.endpoint import Provider, Secret
 from llmlab.providers.openai import OpenAI
@@ -30,12 +31,15 @@ def connect(
         TypeError, ValueError: an argument is not usable, the provider is unknown, or its key is missing.
     """
     name, model_name = _split(model)
+    # At another address it may be another one's model under the same name. Azure always has an address of its own.
+    listed = name if base_url is None or name == "azure" else None
+    book = PriceBook(prices or {}, provider=listed)
     if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
         raise TypeError(f"transport must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
     if name == SIMULATED:
         sender = transport or Simulator(seed=seed or 0)
         url = base_url or "http://simulated/v1"
-        return Provider(name, OpenAI(), model_name, url, transport=sender, prices=prices or {})
+        return Provider(name, OpenAI(), model_name, url, transport=sender, prices=book)
     preset = PRESETS[name]
     key = _key(name, preset, api_key, needed=base_url is None and not isinstance(transport, Simulator))
     if key is not None and httpx.URL(base_url or "").userinfo:
@@ -48,7 +52,7 @@ def connect(
         key=key,
         key_hint=_key_hint(preset),
         transport=transport,
-        prices=prices or {},
+        prices=book,
     )
 
 

@@ -54,6 +54,7 @@ class Draft:
         latency_s: float,
         ttft_s: float | None,
         cost_usd: float | None,
+        itl_s: float | None = None,
     ) -> Reply:
         """Make the finished answer."""
         return Reply(
@@ -67,6 +68,7 @@ class Draft:
             tool_calls=tuple(self.tool_calls),
             latency_s=latency_s,
             ttft_s=ttft_s,
+            itl_s=itl_s,
             cost_usd=cost_usd,
         )
 

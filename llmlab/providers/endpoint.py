@@ -126,6 +126,8 @@ class _Exchange:
         self.sent: float | None = None
         self.first: float | None = None
         self.complete: float | None = None
+        self.pieces = 0
+        self.last = 0.0
         self.model, self.kind = call.prompt.model or provider.model, call.kind
 
     async def run(self) -> Reply:
@@ -174,6 +176,8 @@ class _Exchange:
                 self._take(splitter.close())
                 return
             self._take(splitter.feed(chunk))
+            if self.call.hold is not None:
+                await self.call.hold.wait()
         await self._read_afterword(splitter, chunks)
 
     async def _read_afterword(self, splitter: Splitter, chunks: AsyncIterator[bytes]) -> None:
@@ -199,8 +203,11 @@ class _Exchange:
             self.complete = self.loop.time()
 
     def _emit(self, text: str) -> None:
-        if text and self.first is None:
-            self.first = self.loop.time()
+        if text:
+            self.pieces += 1
+            self.last = self.loop.time()
+            if self.first is None:
+                self.first = self.last
         self.call.emit(Delta(self.call.index, text))
 
     def _reply(self, headers: Mapping[str, str], sent: float) -> Reply:
@@ -210,8 +217,12 @@ class _Exchange:
             request_id=headers.get(self.codec.request_id_header),
             latency_s=(self.complete or self.loop.time()) - sent,
             ttft_s=None if self.first is None else self.first - sent,
+            itl_s=self._itl(),
             cost_usd=self._cost(),
         )
+
+    def _itl(self) -> float | None:
+        return None if self.first is None or self.pieces < 2 else (self.last - self.first) / (self.pieces - 1)  # noqa: PLR2004
 
     def _cost(self) -> float | None:
         price, usage = self.provider.prices.get(self.model), self.draft.usage
@@ -225,7 +236,11 @@ class _Exchange:
             if error is not None and usage is not None:
                 call.waste(usage, cost)
             target = f"{self.provider.name}:{self.model}"
-            call.emit(Attempted(call.index, call.attempts, self.sent, now, error, usage, cost, self.kind, target))
+            ttft = None if self.first is None else self.first - self.sent
+            call.emit(
+                Attempted(call.index, call.attempts, self.sent, now, error, usage, cost, self.kind, target, ttft,
+                          self._itl())
+            )  # fmt: skip
 
 
 async def _head(chunks: AsyncIterator[bytes]) -> bytes:
