@@ -241,8 +241,9 @@ class Garbled(LLMError):
 class BadPayload(Garbled):
     """A body that is not what the protocol says: HTML, broken JSON, no choices."""
 
-    # Not for ever, as what answers may be no LLM at all; but once would lose a row in a thousand at a fault rate of 3%.
-    verdict = Verdict(retry=True, retries=2, breaker=True, fallback=True)
+    # As often as other failures: fewer tries would lose rows of a flaky provider, and if what answers is no LLM at all,
+    # the breaker finds out.
+    verdict = Verdict(retry=True, breaker=True, fallback=True)
 
 
 class StreamTruncated(Garbled):

@@ -173,7 +173,7 @@ class _Sentences:
         self._end = self._own = _End.NONE  # of what stands before; of the line, by its marker
         self._mark = self._line = 0  # where to cut if it is an end; where the line begins
         self._blank = True  # nothing but white space so far
-        self._lead = ""  # what stands between the mark and the sentence's first word ends in a "quote" or "other"
+        self._lead = ""  # what the text from the mark to here, all before a first word, ends in: a "quote" or "other"
         self._fence, self._code_end = "", _LINE_END
 
     def feed(self, text: str) -> list[str]:
@@ -219,8 +219,8 @@ class _Sentences:
             return _End.NONE  # an aside, as "(?)" and "[…]"; a counter or a decimal in wide digits
         if stop != ".":
             return _End.SURE if stop in _AT_ONCE else _End.OPEN
-        begin = len(before) - (self._offset + at - self._last_cut)
-        if (begin >= 0 and _COUNTER.fullmatch(before, begin)) or _COUNTER_WITHIN.search(before):
+        begin = max(0, len(before) - (self._offset + at - self._last_cut))
+        if _COUNTER.fullmatch(before, begin) or _COUNTER_WITHIN.search(before):
             return _End.COUNTER
         token = _TOKEN.search(before)
         return _kind(token[1]) if token else _End.OPEN
@@ -291,7 +291,7 @@ class _Sentences:
         if fence := _FENCE.match(window, at):
             self._cut(self._line)
             self._fence, self._code_end = fence[0], _LINE_END if letter == "~" else _INFO_END
-        self._blank, self._mark, self._lead = False, self._line, "other"
+        self._blank, self._mark = False, self._line
         self._state = self._in_code if fence else self._in_gap if self._end is not _End.NONE else self._in_text
         return fence.end() if fence else at
 

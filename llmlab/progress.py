@@ -7,7 +7,8 @@ finishes still shows its clock running.
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -28,6 +29,8 @@ class Snapshot:
     """Rows settled."""
     errors: int = 0
     """Rows that ended as an error."""
+    cancelled: int = 0
+    """Rows that were cancelled."""
     retries: int = 0
     """Attempts repeated."""
     input_tokens: int = 0
@@ -36,6 +39,10 @@ class Snapshot:
     """Output tokens of all attempts, failed ones included."""
     cost_usd: float | None = None
     """Dollars for all attempts so far, failed ones included; None while no price is known."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Rows that ended as an error, by its class."""
+    retried: Counter[str] = field(default_factory=Counter)
+    """Attempts repeated, by the class of the error before."""
 
 
 class Progress:
@@ -49,7 +56,12 @@ class Progress:
 
     def _finished(self, event: Finished) -> None:
         self.now.done += 1
-        self.now.errors += event.outcome.status == "error"
+        outcome = event.outcome
+        if outcome.status != "ok":
+            self.now.errors += outcome.status == "error"
+            self.now.cancelled += outcome.status == "cancelled"
+            if outcome.status == "error":
+                self.now.kinds[type(outcome.error).__name__] += 1
 
     def _attempted(self, event: Attempted) -> None:
         if event.usage is not None:
@@ -58,8 +70,9 @@ class Progress:
         if event.cost_usd is not None:
             self.now.cost_usd = (self.now.cost_usd or 0.0) + event.cost_usd
 
-    def _retrying(self, _: Retrying) -> None:
+    def _retrying(self, event: Retrying) -> None:
         self.now.retries += 1
+        self.now.retried[type(event.error).__name__] += 1
 
 
 def wants_bar() -> bool:

@@ -76,7 +76,7 @@ _NAMES = {
 PLAIN = {fault: error for error, faults in _NAMES.items() for fault in faults.split()}
 """Fault -> the class of the taxonomy that an attempt ends with; what is not here is an answer."""
 STREAMED = PLAIN | {"error_in_stream": "Overloaded"} | dict.fromkeys(("cut_silent", "empty_body"), "StreamTruncated")
-PATIENCE = {"RateLimited": 31, "BadPayload": 3}
+PATIENCE = {"RateLimited": 31}
 """A row may be given up when it has met its fault so many times; other classes: 6. The figures of the default Retry
 and of the verdicts, written out, so that less patience shows as rows lost."""
 

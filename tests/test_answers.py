@@ -399,6 +399,7 @@ parents = lease(Path(sys.argv[1])); put(parents, 1)
 if os.fork() == 0:
     assert not parents.answers.current
     parents.give_back()
+    assert not parents.answers._closed
     own = lease(Path(sys.argv[1])); put(own, 2)
     sys.exit()
 os.wait()
@@ -620,15 +621,20 @@ def test_a_file_that_was_removed_is_made_anew_and_its_answers_are_gone(
     assert "removed or replaced" in said()[0]
 
 
-def test_a_writer_that_has_failed_takes_nothing_and_says_so_once(
-    held: Lease, path: Path, said: Callable[[], list[str]]
+def test_a_writer_that_has_failed_takes_nothing_more_and_says_so_once(
+    held: Lease, path: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(_: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    put(held, 0)
+    commit(held)
+    monkeypatch.setattr(held.answers._writer, "_write", fail)
     put(held, 1)
-    path.unlink()
     wait_for(lambda: held.answers._writer.failure)
     put(held, 2)
-    assert found(held, 2) == []
-    with pytest.raises(OSError, match="cannot be cleared now: .*removed or replaced"):
+    assert found(held, 0, 1, 2) == [0, 1]
+    with pytest.raises(OSError, match=r"cannot be cleared now: .*malformed"):
         held.answers.clear()
     [message] = said()
     assert f"the cache {path}: it can no longer be written" in message

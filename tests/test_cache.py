@@ -2,6 +2,7 @@ import asyncio
 import itertools
 import logging
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
@@ -48,18 +49,22 @@ def ask(prompt: str | Prompt = "What is tea?", index: int = 0, **given_fields: A
 class Provider:
     """Answers after `seconds`; what stands in `answers` is given (or raised) first. Notes who was sent, and when.
 
-    `meanwhile` is put before whatever the first answer wakes: it happens when the others' turn is decided, not come.
+    `just_before` happens before the first answer, `meanwhile` when that has decided whose turn is next, and not more.
     """
 
     def __init__(self, *answers: Reply | BaseException, seconds: float = 1.0) -> None:
         self.answers, self.seconds = list(answers), seconds
         self.sent: list[tuple[int, float]] = []
         self.meanwhile: Callable[[], object] | None = None
+        self.just_before: Callable[[], object] | None = None
 
     async def __call__(self, call: Call) -> Reply:
         self.sent.append((call.index, round(asyncio.get_running_loop().time(), 3)))
         call.attempts += 1
         await asyncio.sleep(self.seconds)
+        if self.just_before is not None:
+            self.just_before()
+            self.just_before = None
         if self.meanwhile is not None:
             asyncio.get_running_loop().call_soon(self.meanwhile)
             self.meanwhile = None
@@ -237,6 +242,20 @@ def test_rows_that_ask_different_things_do_not_wait_for_each_other(cache: Cache)
     assert provider.sent == [(0, 0.0), (1, 0.0), (2, 0.0)]
 
 
+def test_an_answer_that_somebody_else_has_found_meanwhile_is_not_waited_for(cache: Cache, path: Path) -> None:
+    other = Cache(path)
+
+    async def main() -> None:
+        leader = asyncio.create_task(cache(ask(), Provider(seconds=9.0)))
+        await other(ask(), Provider(seconds=1.0))
+        assert (await cache(ask(), Provider())).latency_s < 0.001
+        assert not leader.done()
+        await leader
+
+    run_virtual(main)
+    other.close()
+
+
 def test_an_answer_not_worth_keeping_is_still_shared_by_those_that_wait(cache: Cache) -> None:
     provider = Provider(replace(PAID, finish_reason="content_filter"))
     replies = together(cache, provider, ask(), ask())
@@ -283,12 +302,18 @@ def test_a_cancelled_leader_is_followed_by_the_next(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("boom", [True, False])
-def test_one_cancelled_in_the_moment_its_turn_is_decided_harms_nobody(cache: Cache, *, boom: bool) -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_one_cancelled_in_the_moment_its_turn_is_decided_harms_nobody(
+    cache: Cache, *, boom: bool, before: bool
+) -> None:
     provider = Provider(*[ServerError("boom")] * boom)
 
     async def main() -> list[Any]:
         tasks = [asyncio.create_task(cache(ask(index=n), provider)) for n in range(4)]
-        provider.meanwhile = tasks[1].cancel
+        if before:
+            provider.just_before = tasks[1].cancel
+        else:
+            provider.meanwhile = tasks[1].cancel
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     replies = run_virtual(main)
@@ -436,6 +461,14 @@ def test_a_copy_has_the_settings_and_none_of_the_state(cache: Cache, path: Path)
     assert {each.name for each in fields(Cache) if each.init} == {"path", "ttl"}
 
 
+def test_the_copies_that_a_lab_makes_for_each_new_loop_cost_no_thread_each(cache: Cache) -> None:
+    in_turn(cache, Provider(), ask())
+    threads = threading.active_count()
+    copies = [replace(cache) for _ in range(5)]
+    assert all(in_turn(copy, Provider(), ask())[0].cache_hit for copy in copies)
+    assert threading.active_count() == threads
+
+
 def test_its_path_stays_the_same_file_when_the_process_moves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     cache = Cache("answers.sqlite")
@@ -499,16 +532,23 @@ def test_a_senseless_ttl_is_refused_by_name(path: Path, value: Any) -> None:
 # -- trouble ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_cannot_be_used_is_an_error_before_anything_is_sent(tmp_path: Path) -> None:
-    provider = Provider()
-    cache = Cache(tmp_path / "nowhere" / "answers.sqlite")
+def test_a_file_that_cannot_be_used_is_an_error_before_anything_is_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider, folder = Provider(), tmp_path / "nowhere"
+    cache = Cache(folder / "answers.sqlite")
     error, second = together(cache, provider, ask(), ask())
     assert isinstance(error, FileNotFoundError)
     assert "nowhere is not there; make it first" in str(error)
     assert (type(second), str(second)) == (type(error), str(error))
     assert provider.sent == []
+    assert caplog.records == [], "an error that is raised need not be logged"
     with pytest.raises(FileNotFoundError):
         cache.open()
+    folder.mkdir()
+    cache.open()
+    assert in_turn(cache, provider, ask()) == [PAID], "what is open is used at once"
+    cache.close()
 
 
 def test_the_rows_of_a_job_do_not_each_try_a_file_that_cannot_be_opened(

@@ -82,7 +82,7 @@ TABLE_G = {
     "PermissionDenied": (False, None,   False, False, True,  False),  # Permission
     "NotFound":         (False, None,   False, False, True,  False),  # ModelNotFound
     "Garbled":          (True,  None,   False, True,  True,  False),  # as StreamTruncated
-    "BadPayload":       (True,  2,      False, True,  True,  False),  # the table says once; see errors.py
+    "BadPayload":       (True,  None,   False, True,  True,  False),  # the table says once; see errors.py
     "StreamTruncated":  (True,  None,   False, True,  True,  False),  # while nothing is shown: Retry's part
 }  # fmt: skip
 

@@ -938,6 +938,12 @@ def test_a_burst_above_a_minute_and_an_unknown_limit_are_refused() -> None:
         Rate().set_limits(0.0, {"tmp": 5})
 
 
+@pytest.mark.parametrize("stray", [-0.1, 1, math.nan])
+def test_a_share_of_strays_that_is_none_is_refused(stray: float) -> None:
+    with pytest.raises(ValueError, match="stray must be at least 0 and below 1, not"):
+        Rate(stray=stray)
+
+
 def test_a_copy_has_the_settings_and_none_of_the_state() -> None:
     rate, told = Rate(rpm=60, burst=10), []
     rate.watch(lambda: told.append(1), lambda _: None)

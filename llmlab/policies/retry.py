@@ -50,8 +50,11 @@ class Retry:
     """First delay, seconds, above 0."""
     cap: float = 60.0
     """Longest delay of our own, seconds; a Retry-After may be longer."""
-    max_retry_after: float = 120.0
-    """Longest Retry-After that is waited for, seconds; a longer one ends the row with its error."""
+    max_retry_after: float = 600.0
+    """Longest Retry-After that is waited for, seconds; a longer one ends the row with its error.
+
+    As long as the breaker bears with a provider that is down: who asks for five minutes gets them, and no row is lost.
+    """
     deadline: float | None = None
     """No retry starts later than this many seconds after the row's first attempt was sent. None: no limit."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from llmlab.call import Call
-from llmlab.errors import AuthFailed, Dropped, LLMError, StreamTruncated
+from llmlab.errors import AuthFailed, BadPayload, Dropped, LLMError, StreamTruncated
 from llmlab.events import Attempted, Delta
 from llmlab.prices import Prices
 from llmlab.providers.base import Codec, Draft
@@ -166,6 +166,8 @@ class _Exchange:
                 raise
         if not self.draft.complete:
             raise StreamTruncated("the stream ended before the answer was complete", partial=self.draft.text)
+        if self.draft.finish_reason is None and not (self.draft.text or self.draft.reasoning or self.draft.tool_calls):
+            raise BadPayload("a stream without an answer in it")
 
     async def _read_events(self, head: bytes, chunks: AsyncIterator[bytes]) -> None:
         splitter = Splitter()

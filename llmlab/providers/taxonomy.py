@@ -138,6 +138,7 @@ HINTS: dict[type[LLMError], str] = {
 _MONEY = re.compile(r"credit balance is too low|specified api usage limits")
 _TOO_LARGE = re.compile(r"request too large|must be reduced|reduce your message size")
 _FIGURES = re.compile(r"limit:? (\d[\d,]{0,18}).{0,80}?requested:? (\d[\d,]{0,18})", re.DOTALL)
+_BLOCKED = re.compile(r"blocked by content filtering policy", re.IGNORECASE)
 _CONTEXT = re.compile(
     r"this model's maximum context length is|maximum context limit|is longer than the model's context length"
     r"|exceeds the available context size|input tokens exceed the configured limit"
@@ -223,6 +224,8 @@ def _by_body(status: int, said: Fault, delay: float | None) -> type[LLMError] | 
         return ContentBlocked
     if coded:
         return coded[0]
+    if status == 400 and _BLOCKED.search(text):  # noqa: PLR2004
+        return ContentBlocked  # Anthropic has no code for it
     return UnsupportedParam if status in (400, 422) and _UNSUPPORTED.search(text) else None
 
 

@@ -110,9 +110,8 @@ class Evidence:
         return "failure ratio" if tipped or solid else None
 
     def clear(self) -> None:
-        """Begin a new window, as what was sent before says nothing now; spells go on."""
+        """Begin a new window, as what was sent before says nothing now; spells go on until a success."""
         self._window = Window(self.span)
-        self._run.clear()
 
     def excuse_silence(self, now: float) -> None:
         """Let a spell of 429s go on: that none came meanwhile is no sign, as nothing was sent."""

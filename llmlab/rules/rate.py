@@ -145,7 +145,6 @@ class Rate:
         """
         self._limit(now, limits)
         self._governor.set(now, math.inf)
-        self._told = math.inf
         if self._changed is not None:
             self._changed()
 
