@@ -6,12 +6,17 @@ Example:
     llmlab.summary(out)
 """
 
+from importlib import import_module
+from typing import Any
+
 from llmlab import journal as journal
 from llmlab.errors import LLMError
 from llmlab.events import Event
 from llmlab.job import Job
 from llmlab.lab import Lab
 from llmlab.policies.admit import Admit
+from llmlab.policies.cache import Cache
+from llmlab.policies.fallback import Fallback
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.prices import Price
@@ -25,14 +30,17 @@ from llmlab.stats import summary
 from llmlab.strategy import Strategy
 from llmlab.types import Message, Outcome, Prompt, Reply, Usage
 from llmlab.version import __version__
+from llmlab.views import MAKERS, View
 
 __all__ = [
     "AIMD",
     "Adaptive",
     "Admit",
     "Breaker",
+    "Cache",
     "Elastic",
     "Event",
+    "Fallback",
     "Fixed",
     "Gradient",
     "Job",
@@ -52,3 +60,17 @@ __all__ = [
     "__version__",
     "summary",
 ]
+
+
+def _board(job: Any) -> View:
+    # Widgets are imported when the first one is displayed, not before.
+    view: View = import_module("llmlab.widgets").BoardView(job)
+    return view
+
+
+def _table(job: Any) -> View:
+    view: View = import_module("llmlab.tables").HtmlView(job)
+    return view
+
+
+MAKERS.update(widget=_board, html=_table)

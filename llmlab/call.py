@@ -19,7 +19,7 @@ PRIORITIES = range(4)
 NORMAL = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Lane:
     """Calls that belong together in a lab's line, as those of one job: lanes of one priority share it fairly."""
 
@@ -29,6 +29,8 @@ class Lane:
     """Its calls are held back by whoever makes them; those of an impatient lane are refused when the line is full."""
     budgets: tuple[Any, ...] = ()
     """Rules on what its calls may spend (see `llmlab.policies.admit.Budget`); others may share them."""
+    held: bool = False
+    """Nobody of it is admitted for now: the user has paused it."""
 
 
 COMMON = Lane()

@@ -14,11 +14,12 @@ from llmlab.call import PRIORITIES, Lane
 from llmlab.events import Bus
 from llmlab.flow import Flow
 from llmlab.frame import Rows
-from llmlab.job import Job, Order
+from llmlab.job import Job
 from llmlab.keeper import Keeper
 from llmlab.load import Ground
 from llmlab.logbook import Journal
 from llmlab.loops import Home
+from llmlab.order import Order
 from llmlab.policies.cache import Cache
 from llmlab.pricelist import PriceBook
 from llmlab.prices import Price
@@ -31,6 +32,7 @@ from llmlab.settings import HasTarget, budget_of, check_priority, limit_of, live
 from llmlab.strategy import Strategy
 from llmlab.target import Target
 from llmlab.types import Prompt
+from llmlab.views import Maker
 
 _told = False
 
@@ -96,7 +98,7 @@ class Core:
         """The job started last: after an interrupted cell, `lab.last.frame` has the finished rows."""
         self._places = itertools.count()
         self._progress, self._seed = progress, seed
-        self._priced = False
+        self.target.provider.prices.get(self.target.provider.model)  # the list is read now, not while rows wait
         if self.target.provider.name == "sim":
             _tell_once()
 
@@ -186,7 +188,7 @@ class Core:
         rows: Rows,
         *,
         stream: bool,
-        bar: bool,
+        view: Maker | None = None,
         finish: Any,
         journal: Callable[[Bus], Keeper] | None = None,
         lane: Lane,
@@ -194,20 +196,16 @@ class Core:
     ) -> Job[Any]:
         self._tell_price()
         order = Order(
-            rows, stream=stream, seed=self._seed, bar=bar, places=self._places, journal=journal, lane=lane, flow=flow
+            rows, stream=stream, seed=self._seed, view=view, places=self._places, journal=journal, lane=lane, flow=flow
         )
         self.last = Job(name, order, home=self._home, open_ground=self._open, finish=finish, tuner=self)
         return self.last
 
     def _tell_price(self) -> None:
-        """Look the model's price up before the first row needs it, and say so if there is none."""
+        """Say once that a model's price is not known."""
         prices = self.target.provider.prices
-        if not self._priced and isinstance(prices, PriceBook):
-            self._priced = True
-            prices.get(self.target.provider.model)
-            unknown = prices.tell_unknown() if prices.provider is not None else None
-            if unknown is not None:
-                say(f"llmlab: {unknown}")
+        if isinstance(prices, PriceBook) and prices.provider is not None and (unknown := prices.tell_unknown()):
+            say(f"llmlab: {unknown}")
 
     def _open(self) -> Ground:
         """Called on the loop on which a job starts."""

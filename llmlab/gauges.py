@@ -15,6 +15,9 @@ from llmlab.clock import cpu_seconds, wall_offset
 from llmlab.events import Admitted, Bus, Finished, Retrying, Told
 from llmlab.frame import Column, Frame, frame_of
 from llmlab.policies.admit import Admit
+from llmlab.rules.adapt import Decision
+from llmlab.rules.breaker import Transition
+from llmlab.rules.rate import Learned, Pause
 
 EVERY = 0.1
 """Seconds between two samples at first."""
@@ -71,6 +74,7 @@ class Gauges:
         self._loop = asyncio.get_running_loop()
         self._wall = wall_offset()
         self._samples: list[_Sample] = []
+        self._closed: float | None = None
         self._every, self._due = EVERY, 0.0
         self._last, self._cause = self._loop.time(), ""
         self._shares: dict[str, float] = {}
@@ -84,6 +88,20 @@ class Gauges:
         """What bound the job for the largest part of its time. None: no time has passed."""
         shares = self._shares.copy()  # the job may run in another thread
         return max(shares, key=shares.__getitem__, default=None)
+
+    @property
+    def now(self) -> float:
+        """Time of the job's loop, from any thread; after its end, the time of its end."""
+        return self._loop.time() if self._closed is None else self._closed
+
+    def own(self) -> dict[str, float | str]:
+        """What there is to see of the job's own target now, by the columns of LIMITS."""
+        return self._lines[0][1].gauge(self.now) if self._lines else {}
+
+    def close(self) -> None:
+        """Take the last sample."""
+        self.sample()
+        self._closed = self._loop.time()
 
     def frame(self) -> Frame:
         """The samples so far, oldest first; see LIMITS."""
@@ -147,3 +165,8 @@ def _row(sample: _Sample) -> tuple[Any, ...]:
     if isinstance(paused, float):
         named["paused_ms"] = paused * 1000.0
     return tuple(named.get(column.name) for column in LIMITS)
+
+
+def forward(name: str, line: Admit, bus: Bus) -> Callable[[], None]:
+    """Pass on what a target's rules tell to a job's listeners; returns a function that ends it."""
+    return line.bus.subscribe(lambda what: bus.emit(Told(name, what)), Transition, Decision, Pause, Learned)

@@ -6,74 +6,30 @@ lab's loop, from another one, or from none.
 
 import asyncio
 import contextlib
-import itertools
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from llmlab.call import COMMON, Lane
-from llmlab.events import Bus, Finished, Told
+from llmlab.events import Bus, Finished
 from llmlab.feeder import Feeder
-from llmlab.flow import Flow
-from llmlab.frame import Frame, Record, Rows, record
-from llmlab.gauges import Gauges, limits_frame
+from llmlab.frame import Frame, Record, record
+from llmlab.gauges import Gauges, forward, limits_frame
 from llmlab.heap import set_aside
 from llmlab.history import History
 from llmlab.keeper import Keeper
-from llmlab.load import Ground, Load
+from llmlab.live import Look
+from llmlab.load import Ground
 from llmlab.loops import Home, running_loop, sigint_guard
-from llmlab.policies.admit import Admit
-from llmlab.progress import Progress, TextBar, say
-from llmlab.rules.adapt import Decision
-from llmlab.rules.breaker import Transition
-from llmlab.rules.rate import Learned, Pause
+from llmlab.order import Order, Tuner
+from llmlab.progress import Progress, say
+from llmlab.showing import Showing
 from llmlab.types import Outcome
 
 T = TypeVar("T")
 
 
-class Tuner(Protocol):
-    """What has a concurrency to be read and set: a Lab."""
-
-    @property
-    def concurrency(self) -> int | None:
-        """Requests in flight at most."""
-        ...
-
-    @concurrency.setter
-    def concurrency(self, limit: int | Literal["auto"]) -> None: ...
-
-
 MANY_ROWS = 500
 """From so many rows on (or if nobody knows how many) a job is worth sparing the garbage collector for."""
-
-
-@dataclass
-class Order:
-    """What a job is to do."""
-
-    rows: Rows
-    """The input."""
-    stream: bool = False
-    """Ask for the answers in pieces."""
-    seed: int | None = None
-    """Seed of the job's randomness. None: from the system."""
-    bar: bool = False
-    """Show a line of progress."""
-    places: Iterator[int] = field(default_factory=itertools.count)
-    """Places in the lab's line, one for each row taken."""
-    journal: Callable[[Bus], Keeper] | None = None
-    """Makes the job's hold on its journal, if it has one."""
-    lane: Lane = COMMON
-    """With whom its rows share their place in the lab's line."""
-    flow: Flow | None = None
-    """Holds the answers back while their reader is behind."""
-
-    def load(self) -> Load:
-        """The rows for a feeder."""
-        rows = self.rows
-        return Load(rows.items, rows.total, self.places, self.stream, self.seed, self.flow, self.lane)
 
 
 class Job(Generic[T]):
@@ -104,9 +60,12 @@ class Job(Generic[T]):
         """The outcome of the row settled last, with the whole Reply; the frame has those before."""
         self._task: asyncio.Task[T] | None = None
         self._cancelled: str | None = None
-        self._progress = Progress(self.bus, order.rows.total)
+        self.progress = Progress(self.bus, order.rows.total)
+        """The counts so far."""
         self._history = History(self.bus)
         self._gauges: Gauges | None = None
+        self._showing = Showing(self.bus, self.progress)
+        self._ground: Ground | None = None
         if home.elsewhere:
             home.call_soon(self._start)
         elif (loop := running_loop()) is not None:
@@ -153,7 +112,7 @@ class Job(Generic[T]):
 
     def _start(self) -> asyncio.Task[T]:
         if self._task is None:
-            ground = self._open()
+            ground = self._ground = self._open()
             keeper = None if self._order.journal is None else self._order.journal(self.bus)
             self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
             feeder = self._feeder
@@ -173,12 +132,11 @@ class Job(Generic[T]):
     async def _main(self, feeder: Feeder, keeper: Keeper | None, ground: Ground) -> T:
         if keeper is not None:
             await keeper.open(self._journal_failed)
-        bar = TextBar(self._progress) if self._order.bar else None
-        ticker = asyncio.get_running_loop().create_task(bar.run()) if bar else None
+        self._showing.begin(self, self._order.view)
         if self._cancelled is not None:
             feeder.stop(self._cancelled)
         total = self._order.rows.total
-        deaf = [_forward(name, line, self.bus) for name, line in ground.lines]
+        deaf = [forward(name, line, self.bus) for name, line in ground.lines]
         try:
             with set_aside() if total is None or total >= MANY_ROWS else contextlib.nullcontext():
                 await feeder.go()
@@ -186,11 +144,30 @@ class Job(Generic[T]):
             for unsubscribe in deaf:
                 unsubscribe()
             if self._gauges is not None:
-                self._gauges.sample()
-            if ticker is not None and bar is not None:
-                ticker.cancel()
-                bar.close()
+                self._gauges.close()
+            self._showing.end()
         return self._finish(self)
+
+    # -- being shown --------------------------------------------------------------------------------------
+
+    def _ipython_display_(self) -> None:
+        """Show the job live in a notebook; its repr elsewhere."""
+        if not self._showing.display(self):
+            print(repr(self))  # noqa: T201  what a terminal shows of a value
+        elif self._task is not None and not self._task.done():
+            self.on_loop(self._showing.start)
+
+    def look(self) -> Look:
+        """What there is to see of the job now, from any thread."""
+        state = "waiting" if self._task is None else "running"
+        if self._showing.ended is not None:
+            state = "done" if self._cancelled is None else "stopped"
+        elif self._order.lane.held:
+            state = "paused"
+        look = Look(name=self.name, state=state, total=self._order.rows.total, bound_by=self.bound_by)
+        if self._gauges is not None:
+            self._showing.live.look(self._gauges.now, self._gauges.own(), look)
+        return look
 
     # -- looking ------------------------------------------------------------------------------------------
 
@@ -211,7 +188,7 @@ class Job(Generic[T]):
 
     @property
     def events(self) -> Frame:
-        """What happened so far besides: backing off, breakers that turn, limits decided on; see `llmlab.history.EVENTS`."""
+        """What else happened so far: backing off, breakers that turn, limits; see `llmlab.history.EVENTS`."""
         return self._history.events()
 
     @property
@@ -270,6 +247,19 @@ class Job(Generic[T]):
 
     # -- stopping -----------------------------------------------------------------------------------------
 
+    def pause(self) -> None:
+        """Send nothing more until `resume`, from any thread; requests in flight end by themselves."""
+        self.on_loop(partial(self._hold, held=True))
+
+    def resume(self) -> None:
+        """Go on after `pause`, from any thread."""
+        self.on_loop(partial(self._hold, held=False))
+
+    def _hold(self, *, held: bool) -> None:
+        self._order.lane.held = held
+        for _, line in () if self._ground is None else self._ground.lines:
+            line.pump()
+
     def cancel(self) -> None:
         """Stop at once, from any thread: rows not yet settled become `cancelled`, awaiting returns the rest."""
         self._home.call_soon(partial(self._stop, "cancelled"))
@@ -302,13 +292,8 @@ class Job(Generic[T]):
             self._feeder.stop(reason)
 
     def __repr__(self) -> str:
-        now = self._progress.now
+        now = self.progress.now
         of = "" if now.total is None else f"/{now.total}"
         state = "done" if self.done else "not started" if self._task is None else "running"
         errors = f", {now.errors} errors" if now.errors else ""
         return f"<Job {self.name}: {now.done}{of} rows, {state}{errors}>"
-
-
-def _forward(name: str, line: Admit, bus: Bus) -> Callable[[], None]:
-    """Pass on what a target's rules tell to a job's listeners; returns a function that ends it."""
-    return line.bus.subscribe(lambda what: bus.emit(Told(name, what)), Transition, Decision, Pause, Learned)

@@ -15,10 +15,11 @@ from llmlab.frame import OVERRIDES, Rows, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
 from llmlab.pieces import By
-from llmlab.progress import wants_bar
+from llmlab.progress import TextBar
 from llmlab.settings import budget_of, check_priority
 from llmlab.streams import Race, Stream, Streams
 from llmlab.types import Message, Prompt, Reply
+from llmlab.views import maker
 
 Many: TypeAlias = "pd.DataFrame | pd.Series[Any] | Iterable[Any] | AsyncIterable[Any]"
 
@@ -104,7 +105,7 @@ class Lab(Core):
         """
         rows = _one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
         check_priority(priority)
-        return self._job("run", rows, stream=stream, bar=False, finish=_only_reply, lane=self._singles[priority])
+        return self._job("run", rows, stream=stream, finish=_only_reply, lane=self._singles[priority])
 
     def run_many(
         self,
@@ -164,12 +165,11 @@ class Lab(Core):
         """
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
         rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
-        wanted = self._progress if progress is None else progress
-        bar = wants_bar() if wanted is None else wanted
+        view = maker(_bar, wanted=self._progress if progress is None else progress)
         settings = {"template": template, "overrides": sorted(overrides), **defaults}
         keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings)
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
-        return self._job("run_many", rows, stream=stream, bar=bar, finish=_frame, journal=keeper, lane=lane)
+        return self._job("run_many", rows, stream=stream, view=view, finish=_frame, journal=keeper, lane=lane)
 
     def stream(
         self,
@@ -295,13 +295,17 @@ class Lab(Core):
         )
 
     def _streamed(self, name: str, rows: Rows, lane: Lane, flow: Flow) -> Job[Any]:
-        return self._job(name, rows, stream=True, bar=False, finish=_frame, lane=lane, flow=flow)
+        return self._job(name, rows, stream=True, finish=_frame, lane=lane, flow=flow)
 
 
 def _one(prompt: Any, defaults: dict[str, Any]) -> Rows:
     """The input of one prompt."""
     given = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping) else prompt
     return Rows([Prompt.of(given, **defaults)], None, 1)
+
+
+def _bar(job: Job[Any]) -> TextBar:
+    return TextBar(job.progress)
 
 
 def _frame(job: Job[pd.DataFrame]) -> pd.DataFrame:

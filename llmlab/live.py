@@ -1,6 +1,7 @@
 """What there is to see of a job while it runs, and afterwards: one plain look, made of its events and its gauges.
 
-A look is a value that a picture can be drawn from, in milliseconds, tokens and dollars. It is plain JSON, so that it may go to a browser as it is, and everything in it that came from outside is mere text.
+A look is a value that a picture can be drawn from, in milliseconds, tokens and dollars. It is plain JSON, so that it
+may go to a browser as it is, and everything in it that came from outside is mere text.
 """
 
 import math
@@ -48,6 +49,8 @@ class Look:
     """Seconds that it will still take at the present rate. None: nobody can tell."""
     rate: float = 0.0
     """Rows settled per second, of late."""
+    rate_overall: float = 0.0
+    """Rows settled per second since the job began."""
     in_flight: int = 0
     """Requests in flight, of the job's own target."""
     limit: int | None = None
@@ -129,6 +132,7 @@ class Live:
         look.elapsed_s = 0.0 if self._began is None else now - self._began
         look.retries, look.retried, look.kinds = counts.retries, _top(counts.retried), _top(counts.kinds)
         look.rate, look.spark = self._rate(now, look.done), self._line.points(now, look.done)
+        look.rate_overall = look.done / look.elapsed_s if look.elapsed_s > 0 else 0.0
         look.in_flight, look.waiting = int(gauge.get("in_flight", 0)), int(gauge.get("waiting", 0))
         look.limit, look.breaker = gauge.get("limit"), gauge.get("breaker")
         look.p50_ms, look.p95_ms = self._quantiles()

@@ -121,8 +121,8 @@ _ABBREVIATIONS = {
     _End.STARTER: frozenset(str.split("""
         etc inc ltd co corp bros jr sr al est dept univ ave sec min hrs ft lb ph.d b.sc m.sc ex Jan Feb Apr Aug Sept
         Oct Nov Dec Tue Wed Thu Fri janv févr juil déc usw usf mio mrd Str Jh Jhd Chr Okt Dez Ud Uds""")),
-    _End.NUMBERED: frozenset(str.split(
-        "no nos art arts fig figs eq vol vols ch chap ref tab par abs kap pág págs núm cap nr")),
+    _End.NUMBERED: frozenset(str.split("""
+        no nos art arts fig figs eq vol vols ch chap ref tab par abs kap pág págs núm cap nr""")),
 }  # fmt: skip
 _STARTERS = frozenset(str.split("""
     The This That These Those There Then They He She It Its We You I My His Her Our Their Your A An In On At As By For
@@ -309,11 +309,11 @@ class _Sentences:
             self._line = self._offset + at + 1 if letter == "\n" else self._line
             return at + 1
         self._cut(self._line)
-        if letter == self._fence[0] and _MARKER_BEGUN.fullmatch(window, at):
+        if _MARKER_BEGUN.fullmatch(window, at):
             return _WAIT
         fence = _FENCE.match(window, at)
         closed = fence and fence[0].startswith(self._fence) and window[fence.end()].isspace()
-        self._own, self._state = (_End.SURE, self._in_text) if closed else (_End.NONE, self._in_code)
+        self._own, self._state = _End.SURE, self._in_text if closed else self._in_code
         return at
 
 
@@ -331,7 +331,7 @@ def _closes(letter: str, end: _End) -> bool:
     category = unicodedata.category(letter)
     if category in ("Pi", "So"):  # “ closes in „German“, opens right after 。; an emoji closes, a bullet opens
         return end is not _End.SURE if category == "Pi" else letter >= "\u2600"
-    return category in ("Pe", "Pf", "Cf", "Mn", "Me", "Sk") or letter in _QUOTES + _MARKUP + "`" + _NOTES
+    return category in ("Pe", "Pf", "Cf", "Mn", "Sk") or letter in _QUOTES + _MARKUP + "`" + _NOTES
 
 
 def _is_end(end: _End, window: str, at: int) -> bool | None:

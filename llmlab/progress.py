@@ -75,14 +75,6 @@ class Progress:
         self.now.retried[type(event.error).__name__] += 1
 
 
-def wants_bar() -> bool:
-    """Whether a text bar makes sense here: in a terminal or a notebook, not in a log file."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        return True
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")
-
-
 class TextBar:
     """One line of text in a terminal or below a cell, redrawn while the job runs."""
 
@@ -97,6 +89,9 @@ class TextBar:
             file=sys.stderr,
             smoothing=0.05,  # the remaining time comes from measured throughput, not from the last row
         )
+
+    def show(self) -> None:
+        """It is shown as soon as it is made."""
 
     async def run(self) -> None:
         """Redraw until cancelled."""

@@ -31,9 +31,9 @@ _ROW = (
     "key BLOB", "occ INTEGER", "status TEXT", "position INTEGER", "attempts INTEGER", "queue_s REAL", "wait_s REAL",
     "started_at REAL", "finished_at REAL", "wasted_input INTEGER", "wasted_output INTEGER", "wasted_usd REAL",
     "error_type TEXT", "error TEXT", "finish_reason TEXT", "provider TEXT", "model TEXT", "input_tokens INTEGER",
-    "output_tokens INTEGER", "cached_tokens INTEGER", "cache_write_tokens INTEGER", "reasoning_tokens INTEGER", "request_id TEXT",
-    "latency_s REAL", "ttft_s REAL", "cost_usd REAL", "cache_hit INTEGER", "tool_calls TEXT", "prompt TEXT",
-    "reasoning TEXT", "content TEXT",
+    "output_tokens INTEGER", "cached_tokens INTEGER", "cache_write_tokens INTEGER", "reasoning_tokens INTEGER",
+    "request_id TEXT", "latency_s REAL", "ttft_s REAL", "cost_usd REAL", "cache_hit INTEGER", "tool_calls TEXT",
+    "prompt TEXT", "reasoning TEXT", "content TEXT",
 )  # fmt: skip
 _ATTEMPT = (
     "row INTEGER", "n INTEGER", "kind TEXT", "target TEXT", "queue_s REAL", "wait_s REAL", "sent_at REAL",
@@ -305,11 +305,10 @@ def is_journal(db: sqlite3.Connection, path: Path) -> bool:
         return False
     if mark != APPLICATION_ID:
         raise ValueError(f"{path} is no journal of llmlab but some other program's database; nothing was changed")
-    if version < SCHEMA_VERSION:
-        raise ValueError(f"{path} has journal format {version}, from before llmlab's release: start a new journal")
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        other = "a newer llmlab" if version > SCHEMA_VERSION else "llmlab before its first release"
         raise ValueError(
-            f"{path} was written by a newer llmlab (journal format {version}, this one knows {SCHEMA_VERSION}): "
+            f"{path} was written by {other} (journal format {version}, this one knows {SCHEMA_VERSION}): "
             "update llmlab, or start a new journal"
         )
     return True

@@ -8,6 +8,7 @@ from llmlab.estimate import Estimator
 from llmlab.policies.admit import QUEUE, Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
+
 # HEDGE
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout

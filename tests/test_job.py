@@ -11,10 +11,11 @@ from llmlab.call import Call
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, BadRequest, RateLimited, ServerError
 from llmlab.feeder import LIVE_ROWS
-from llmlab.load import Ground
 from llmlab.frame import Rows, read_rows
-from llmlab.job import Job, Order
+from llmlab.job import Job
+from llmlab.load import Ground
 from llmlab.loops import Home
+from llmlab.order import Order
 from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
 from llmlab.rules.slots import Slots

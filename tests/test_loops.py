@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from llmlab.load import Ground
 from llmlab.frame import read_rows
-from llmlab.job import Job, Order
+from llmlab.job import Job
+from llmlab.load import Ground
 from llmlab.loops import Home, running_loop, sigint_guard
+from llmlab.order import Order
 from llmlab.strategy import Strategy
 from tests.conftest import reply
 

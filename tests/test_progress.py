@@ -3,8 +3,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from llmlab.clock import run_virtual
 from llmlab.errors import ServerError
 from llmlab.events import Attempted, Bus, Delta, Event, Finished, Retrying
-from llmlab.progress import ELSEWHERE, IN_TERMINAL, Progress, Snapshot, TextBar, describe, say, wants_bar
+from llmlab.progress import ELSEWHERE, IN_TERMINAL, Progress, Snapshot, TextBar, describe, say
 from llmlab.types import Outcome, Reply, Status, Usage
 
 BOOM = ServerError("boom")
@@ -223,55 +222,3 @@ def test_a_line_said_while_a_bar_is_drawn_stands_alone(show: Show) -> None:
     say("llmlab: something to know")
     bar.close()
     assert "llmlab: something to know" in screen.drawn
-
-
-# -- where a bar makes sense ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ipython(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put an IPython in place whose shell is the one given."""
-
-    def put(shell: object) -> None:
-        module = ModuleType("IPython")
-        module.get_ipython = lambda: shell  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "IPython", module)
-
-    put(None)
-    return put
-
-
-@pytest.mark.usefixtures("ipython")
-def test_a_terminal_gets_a_bar(show: Show) -> None:
-    show(tty=True)
-    assert wants_bar()
-
-
-@pytest.mark.usefixtures("ipython")
-def test_a_log_file_gets_none(show: Show) -> None:
-    show()
-    assert not wants_bar()
-
-
-def test_a_notebook_gets_a_bar_though_its_stderr_is_no_terminal(show: Show, ipython: Any) -> None:
-    show()
-    ipython(SimpleNamespace(kernel=object()))
-    assert wants_bar()
-
-
-def test_ipython_in_a_pipe_gets_none(show: Show, ipython: Any) -> None:
-    show()
-    ipython(SimpleNamespace())
-    assert not wants_bar()
-
-
-def test_without_ipython_a_log_file_gets_none(show: Show, monkeypatch) -> None:
-    show()
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    assert not wants_bar()
-
-
-@pytest.mark.usefixtures("ipython")
-def test_without_any_stderr_there_is_no_bar(monkeypatch) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    assert not wants_bar()

@@ -8,7 +8,8 @@
                                     holds holds nobody else
     cancelled in line               leaves it
     cancelled after the grant       what the rules took is given back, the next is asked
-    the line is full                refused with QueueFull, unless its lane is patient (held back elsewhere)
+    the line is full                refused with QueueFull, unless its lane is patient (held back elsewhere), or it
+                                    was here before: a retry keeps its place
 
 All checks and debits happen without an `await` between them, so under asyncio they need no lock.
 """
@@ -31,6 +32,8 @@ Levels: TypeAlias = Mapping[str, tuple[float, float, float]]
 Permits: TypeAlias = tuple[object, ...]
 
 QUEUE = 10_000
+LOOK = 1.0
+"""Seconds between two looks at budgets while they hold all that wait: another target's calls may leave them room."""
 
 _ONE_REQUEST: Cost = {"requests": 1.0}
 
@@ -117,6 +120,8 @@ class Admit:
     """What the rules have to tell, as values of their own: transitions, decisions, pauses."""
     held_by: str | None = field(default=None, init=False, repr=False, compare=False)
     """What the first in line waits for, in a person's words (`Rule.binds`). None: nobody waits."""
+    _pumping: bool = field(default=False, init=False, repr=False, compare=False)
+    _changed: bool = field(default=False, init=False, repr=False, compare=False)
     _line: Line = field(default_factory=Line, init=False, repr=False, compare=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False, repr=False, compare=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False, repr=False, compare=False)
@@ -133,6 +138,13 @@ class Admit:
     def waiting(self) -> int:
         """Calls standing in line."""
         return self._line.waiting
+
+    def waits_for(self, lane: Lane) -> str | None:
+        """What a lane's calls wait for, in a person's words. None: none of them stands in line."""
+        first = self._line.first_of(lane)
+        if first is None or self._loop is None:
+            return None
+        return "budget" if _over(self._budgets(lane), self._loop.time(), first.bound) else self.held_by
 
     def gauge(self, now: float) -> dict[str, float | str]:
         """What there is to see of all rules and the line, by the columns of `llmlab.history.LIMITS`."""
@@ -174,12 +186,14 @@ class Admit:
         self._refuse_if_full(call)
         if call.arrived is None:
             call.arrived = arrived
-        waiter = self._line.join(call.seq, call.arrived, call.lane, cost, bound)
-        self._pump()
+        waited = arrived - call.arrived
+        waiter = self._line.join(call.seq, call.lane, cost, bound, now=arrived, waited=waited)
+        if self._line.leads(waiter):
+            self._pump()
         held = None if waiter.granted.done() else self.held_by
         try:
             permits: Permits = await waiter.granted
-        except asyncio.CancelledError as gone:
+        except (asyncio.CancelledError, LLMError) as gone:
             call.queue_s += loop.time() - arrived
             if waiter.granted.cancelled():
                 self._leave(waiter)
@@ -189,8 +203,9 @@ class Admit:
         return held, permits
 
     def _refuse_if_full(self, call: Call) -> None:
-        # A retry keeps its place, however long the line has become meanwhile.
-        if self._line.waiting >= self.queue and not call.lane.patient and call.arrived is None:
+        # A retry keeps its place, however long the line has become meanwhile; it may never have stood in line before.
+        new = call.arrived is None and not call.attempts
+        if new and self._line.waiting >= self.queue and not call.lane.patient:
             raise QueueFull(
                 f"{self._line.waiting} requests wait in the lab's line already, its bound is {self.queue}",
                 hint="send fewer at once, or let run_many take them as there is room",
@@ -203,6 +218,18 @@ class Admit:
 
     def _pump(self) -> None:
         """Admit from the head of the line until a rule says no."""
+        self._changed = True
+        if self._pumping:  # called by who listens to a rule that is being asked: all of them must be asked again
+            return
+        self._pumping = True
+        try:
+            while self._changed:
+                self._changed = False
+                self._admit_waiting()
+        finally:
+            self._pumping = False
+
+    def _admit_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -211,11 +238,17 @@ class Admit:
             now = self._loop.time()
             first = self._line.first(now, self._over_budget)
             if first is None:
-                self.held_by = "budget" if self._line.waiting else None
+                if self._line.waiting:
+                    self.held_by = "budget"
+                    self._timer = self._loop.call_at(now + LOOK, self._pump)
                 return
             wait = self._wait(now, first.cost)
+            if self._changed:
+                return
             if wait > 0:
-                if not self._refuse(now) and wait < math.inf:
+                if self._refuse(now):
+                    self.held_by = None
+                elif wait < math.inf:
                     self._timer = self._loop.call_at(now + wait, self._pump)
                 return
             self._line.admit(first, self._take(now, first.cost, first.bound, self._budgets(first.lane)))
@@ -237,21 +270,24 @@ class Admit:
         return (own, *lane.budgets)
 
     def _over_budget(self, waiter: Waiter) -> bool:
-        """Whether a budget holds a lane's first; sends the lane home if it always will."""
+        """Whether a budget holds a waiter; sends it home if that is for good."""
         budgets = self._budgets(waiter.lane)
         if not budgets or self._loop is None:
             return False
         now = self._loop.time()
-        if not _over(budgets, now, waiter.bound):
-            return False
         for budget in budgets:
-            if budget.refuse(now) is not None:
-                self._line.dismiss(
-                    lambda budget=budget: budget.refuse(now) or LLMError("refused"),  # type: ignore[misc]
-                    waiter.lane,
-                )
-                break
-        return True
+            if budget.wait(now, waiter.bound) > 0:
+                why = budget.refuse(now)  # of this very request, so before another one is asked about
+                if why is not None:
+                    self._line.refuse(waiter, self._of_whom(budget, why, waiter.lane))
+                return True
+        return False
+
+    def _of_whom(self, budget: Budget, error: LLMError, lane: Lane) -> LLMError:
+        """Another lab that serves as a target may have spent its budget: further targets have not."""
+        if not any(each is budget for each in lane.budgets):
+            error.judge(fallback=True)
+        return error
 
     def _bound(self, call: Call, cost: Cost, budgets: tuple[Budget, ...]) -> Cost:
         """What the call uses at most: an answer may be as long as it is allowed to be, and nothing of it cached."""
@@ -261,10 +297,12 @@ class Admit:
         if call.price is not None:
             bound["usd"] = call.price.most(read, written)
         if any(budget.price_missing(bound) for budget in budgets):
-            raise Unsendable(
+            error = Unsendable(
                 f"there is a budget in dollars, and the price of {call.model or 'the model'} is not known",
                 hint="name it: Lab(prices={model: (input, output)}), dollars per million tokens",
             )
+            error.judge(fallback=True)  # another target's price may be known
+            raise error
         return bound
 
     # -- the rules together -------------------------------------------------------------------------------

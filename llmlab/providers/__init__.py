@@ -32,7 +32,8 @@ def connect(
     """
     name, model_name = _split(model)
     # At another address it may be another one's model under the same name. Azure always has an address of its own.
-    listed = name if base_url is None or name == "azure" else None
+    own = base_url is None or name == "azure"
+    listed = name if own and not isinstance(transport, Simulator) else None
     book = PriceBook(prices or {}, provider=listed)
     if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
         raise TypeError(f"transport must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")

@@ -224,6 +224,10 @@ def _by_body(status: int, said: Fault, delay: float | None) -> type[LLMError] | 
         return ContentBlocked
     if coded:
         return coded[0]
+    return _by_words(status, text)
+
+
+def _by_words(status: int, text: str) -> type[LLMError] | None:
     if status == 400 and _BLOCKED.search(text):  # noqa: PLR2004
         return ContentBlocked  # Anthropic has no code for it
     return UnsupportedParam if status in (400, 422) and _UNSUPPORTED.search(text) else None

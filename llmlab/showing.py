@@ -1,0 +1,58 @@
+"""Whatever shows a job while it runs: one view at most, drawn on the job's loop, wherever it was displayed."""
+
+import asyncio
+import logging
+from typing import Any
+
+from llmlab.events import Bus
+from llmlab.live import Live
+from llmlab.progress import Progress
+from llmlab.views import Maker, View, live_maker
+
+_log = logging.getLogger("llmlab")
+
+
+class Showing:
+    """A job's view, if it has one, and what its looks are made of."""
+
+    def __init__(self, bus: Bus, progress: Progress) -> None:
+        self.live = Live(bus, progress)
+        """What looks are made of."""
+        self.ended: float | None = None
+        """Loop time at which the job was over. None: it is not."""
+        self._view: View | None = None
+        self._ticker: asyncio.Task[None] | None = None
+
+    def begin(self, job: Any, maker: Maker | None) -> None:
+        """The job begins, on its loop: show it, unless it is displayed already."""
+        self.live.begin(asyncio.get_running_loop().time())
+        if self._view is None and maker is not None:
+            self._view = maker(job)
+            self._view.show()
+        self.start()
+
+    def start(self) -> None:
+        """Let the view draw from now on; on the job's loop."""
+        if self._view is not None and self._ticker is None and self.ended is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._view.run())
+
+    def end(self) -> None:
+        """The job is over, on its loop: draw the end."""
+        self.ended = asyncio.get_running_loop().time()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._view is not None:
+            try:
+                self._view.close()
+            except Exception:  # noqa: BLE001  a picture's trouble is not the run's
+                _log.exception("llmlab: the job's board could not be closed")
+
+    def display(self, job: Any) -> bool:
+        """Show the job in the cell at work; whether there is a notebook that can show it."""
+        make = live_maker()
+        if make is None:
+            return False
+        if self._view is None:
+            self._view = make(job)
+        self._view.show()
+        return True

@@ -1,0 +1,99 @@
+"""The live views of a notebook: a job's board. Imported only when something is displayed.
+
+What the browser says may arrive on another thread (JupyterLab with ipykernel 7.0 to 7.3 runs it on a subshell's), so a
+message only ever leaves word on the job's loop. Controls are custom messages: a state that is synced both ways gets
+stuck for good when a cell awaits on ipykernel 7.4. When the job is over the widget is replaced by a still table, which
+a notebook reopened without a kernel can show.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from IPython.display import DisplayHandle, display
+
+from llmlab.board import bundle
+from llmlab.job import Job
+from llmlab.live import Look
+
+EVERY = 0.1
+"""Seconds between two drawings, whatever the job does."""
+MOST = 100_000
+"""Largest concurrency that a slider may ask for."""
+_STATIC = Path(__file__).parent / "static"
+
+
+class Board(anywidget.AnyWidget):
+    """The browser's side of a job's board: draws looks, sends the controls' messages."""
+
+    _esm = _STATIC / "board.js"
+    _css = _STATIC / "board.css"
+
+    uid = traitlets.Unicode().tag(sync=True)
+    """Names the model in the browser."""
+    look = traitlets.Dict().tag(sync=True)
+    """The first look, and the last one; those between go as messages."""
+
+
+class BoardView:
+    """Shows a job on a board, wherever it is displayed.
+
+    Args:
+        job: The job.
+    """
+
+    def __init__(self, job: Job[Any]) -> None:
+        self._job = job
+        self._widget = Board(uid=uuid.uuid4().hex, look=asdict(job.look()))
+        self._widget.on_msg(self._heard)
+        self._handles: list[DisplayHandle] = []
+        self._drawn: Look | None = None
+        self._over = False
+
+    def show(self) -> None:
+        """Display it in the cell at work."""
+        if self._over:
+            display(bundle(self._job.look()), raw=True)
+            return
+        handle = display(self._widget, display_id=True)
+        if handle is not None:
+            self._handles.append(handle)
+
+    async def run(self) -> None:
+        """Send looks until cancelled."""
+        while True:
+            self.draw()
+            await asyncio.sleep(EVERY)
+
+    def draw(self) -> None:
+        """Send the present look, if it differs from the last."""
+        look = self._job.look()
+        if look != self._drawn:
+            self._drawn = look
+            self._widget.send({"kind": "look", "look": asdict(look)})
+
+    def close(self) -> None:
+        """Put a still table in the place of each board."""
+        self._over = True
+        look = self._job.look()
+        self._widget.look = asdict(look)
+        for handle in self._handles:
+            handle.update(bundle(look), raw=True)
+        self._widget.close()
+
+    def _heard(self, _: object, message: Mapping[str, Any], __: object) -> None:
+        """Do what a control asks for. May be called on any thread."""
+        kind, limit = message.get("kind"), message.get("limit")
+        if kind == "stop":
+            self._job.cancel()
+        elif kind == "pause":
+            self._job.pause()
+        elif kind == "resume":
+            self._job.resume()
+        elif kind == "concurrency" and isinstance(limit, int) and 1 <= limit <= MOST:
+            self._job.concurrency = limit
