@@ -134,12 +134,10 @@ class Answers:
         """Remove all answers; blocks until that is committed.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; if that is trouble that passes, they are removed when it has.
         """
         try:
-            with self._lock:
-                self._waiting.clear()
-                self._writer.put(None)
+            self._writer.put(None)
             self._writer.barrier().result(timeout=PATIENCE)
         except (RuntimeError, TimeoutError, sqlite3.Error) as error:
             raise OSError(f"the cache {self.path} cannot be cleared now: {self._trouble or error}") from error

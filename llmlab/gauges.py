@@ -2,7 +2,14 @@
 
 `LIMITS` are the columns of `job.limits`. Samples are taken when something happens to the job, some ten times a second
 at first and less often the longer it runs, so that a day's job keeps as many as a minute's; and whenever a rule has
-told something. Nothing runs between them: what held the line at one sample is taken to have held it until the next.
+told something. Nothing runs between them but one look a moment after each: rows join the line behind the one that was
+admitted, and of that nobody tells.
+
+    between two samples                                                  what bound the job
+    the thread has computed nearly all the time                          event loop
+    the job's rows stood in line at the first of them                    what they waited for then
+    none did                                                             what the job itself says: source, journal or
+                                                                         provider, looking back
 """
 
 import asyncio
@@ -11,6 +18,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from llmlab.call import Lane
 from llmlab.clock import cpu_seconds, wall_offset
 from llmlab.events import Admitted, Bus, Finished, Retrying, Told
 from llmlab.frame import Column, Frame, frame_of
@@ -22,7 +30,7 @@ from llmlab.rules.rate import Learned, Pause
 EVERY = 0.1
 """Seconds between two samples at first."""
 KEPT = 2000
-"""Samples from which on every second one is dropped, and the interval doubled."""
+"""Samples of a line from which on every second one is dropped, and the interval grows with the job's age."""
 BUSY = 0.9
 """Share of its time that a thread computes from which on the event loop is what binds."""
 SPAN = 0.05
@@ -66,21 +74,25 @@ class Gauges:
     Args:
         bus: The job's events.
         lines: The line of each target, by its name; the first target is the job's own.
-        idle: What the job itself waits for while nobody stands in line.
+        idle: What the job itself has waited for since it was last asked, if none of it stood in line.
+        lane: The job's rows in those lines. None: whoever stands in them counts as the job's.
     """
 
-    def __init__(self, bus: Bus, lines: Sequence[tuple[str, Admit]], idle: Callable[[], str]) -> None:
-        self._lines, self._idle = lines, idle
+    def __init__(
+        self, bus: Bus, lines: Sequence[tuple[str, Admit]], idle: Callable[[], str], lane: Lane | None = None
+    ) -> None:
+        self._lines, self._idle, self._lane = lines, idle, lane
         self._loop = asyncio.get_running_loop()
         self._wall = wall_offset()
         self._samples: list[_Sample] = []
-        self._closed: float | None = None
-        self._every, self._due = EVERY, 0.0
-        self._last, self._cause = self._loop.time(), ""
+        self._began = self._last = self._loop.time()
+        self._every, self._due = EVERY, self._last
+        self._held: str | None = None
         self._shares: dict[str, float] = {}
         self._cpu, self._cpu_at, self._busy = cpu_seconds(), self._last, False
-        bus.subscribe(self._admitted, Admitted)
-        bus.subscribe(self._happened, Retrying, Finished)
+        self._later: asyncio.TimerHandle | None = None
+        self._over = False
+        bus.subscribe(self._happened, Admitted, Retrying, Finished)
         bus.subscribe(self._told, Told)
 
     @property
@@ -93,6 +105,11 @@ class Gauges:
     def now(self) -> float:
         """Time of the job's loop, from any thread; after its end, the time of its end."""
         return self._loop.time() if self._closed is None else self._closed
+
+    @property
+    def binds_now(self) -> str | None:
+        """What binds the job at present, or bound it for most of its time if it is over."""
+        return self.bound_by if self._closed is not None else self._cause or None
 
     def own(self) -> dict[str, float | str]:
         """What there is to see of the job's own target now, by the columns of LIMITS."""
@@ -107,42 +124,54 @@ class Gauges:
         """The samples so far, oldest first; see LIMITS."""
         return limits_frame(self._samples.copy())  # a copy: the job may run in another thread
 
-    def _admitted(self, event: Admitted) -> None:
-        if event.at >= self._due:
-            self._sample(event.at)
+    def sample(self) -> None:
+        """Take the last sample: the job is over."""
+        self._sample(self._loop.time())
+        self._over = True
+        if self._later is not None:
+            self._later.cancel()
 
     def _happened(self, _: object) -> None:
         if (now := self._loop.time()) >= self._due:
-            self._sample(now)
+            self._look(now)
 
     def _told(self, _: Told) -> None:
         # The rule is in the middle of its change; how all of them stand is seen when it is over.
-        self._loop.call_soon(self.sample)
+        self._loop.call_soon(self._look)
 
-    def sample(self) -> None:
-        """Take a sample now."""
+    def _look(self, at: float | None = None) -> None:
+        if not self._over:
+            self._sample(self._loop.time() if at is None else at)
+            if self._later is None:
+                self._later = self._loop.call_at(self._due, self._look_again)
+
+    def _look_again(self) -> None:
+        self._later = None
         self._sample(self._loop.time())
 
     def _sample(self, now: float) -> None:
-        if self._cause:
-            self._shares[self._cause] = self._shares.get(self._cause, 0.0) + now - self._last
-        self._last, self._due = now, now + self._every
-        self._cause = self._binding(now)
+        idle, busy, held = self._idle(), self._computing(now), self._holding()
+        past = "event loop" if busy else self._held or idle
+        self._shares[past] = self._shares.get(past, 0.0) + now - self._last
+        self._last, self._due, self._held = now, now + self._every, held
+        present = "event loop" if busy else held or idle
         for name, line in self._lines:
-            self._samples.append((now + self._wall, name, self._cause, line.gauge(now)))
+            self._samples.append((now + self._wall, name, present, line.gauge(now)))
         if len(self._samples) > KEPT * len(self._lines):
-            self._thin()
+            self._thin(now)
 
-    def _thin(self) -> None:
+    def _thin(self, now: float) -> None:
         per = len(self._lines)
         self._samples = [each for i, each in enumerate(self._samples) if i // per % 2 == 0]
-        self._every *= 2
+        # By age, not by count: a rule that tells much for a while must not end the looking for good.
+        self._every = max(EVERY, 2 * (now - self._began) / KEPT)
 
-    def _binding(self, now: float) -> str:
-        if self._computing(now):
-            return "event loop"
-        held = next((line.held_by for _, line in self._lines if line.waiting and line.held_by), None)
-        return held or self._idle()
+    def _holding(self) -> str | None:
+        """What the job's rows in line wait for; None: none stands there."""
+        lane = self._lane
+        held = ((line.held_by if line.waiting else None) if lane is None else line.waits_for(lane)
+                for _, line in self._lines)  # fmt: skip
+        return next(filter(None, held), None)
 
     def _computing(self, now: float) -> bool:
         """Whether the thread has been computing nearly all the time of late; never in virtual time."""

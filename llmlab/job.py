@@ -164,8 +164,9 @@ class Job(Generic[T]):
             state = "done" if self._cancelled is None else "stopped"
         elif self._order.lane.held:
             state = "paused"
-        look = Look(name=self.name, state=state, total=self._order.rows.total, bound_by=self.bound_by)
+        look = Look(name=self.name, state=state, total=self._order.rows.total)
         if self._gauges is not None:
+            look.bound_by = self._gauges.binds_now
             self._showing.live.look(self._gauges.now, self._gauges.own(), look)
         return look
 

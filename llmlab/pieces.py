@@ -331,7 +331,7 @@ def _closes(letter: str, end: _End) -> bool:
     category = unicodedata.category(letter)
     if category in ("Pi", "So"):  # “ closes in „German“, opens right after 。; an emoji closes, a bullet opens
         return end is not _End.SURE if category == "Pi" else letter >= "\u2600"
-    return category in ("Pe", "Pf", "Cf", "Mn", "Sk") or letter in _QUOTES + _MARKUP + "`" + _NOTES
+    return category in ("Pe", "Pf", "Cf", "Mn", "Sk") or letter in _QUOTES + _MARKUP + _NOTES
 
 
 def _is_end(end: _End, window: str, at: int) -> bool | None:

@@ -1,5 +1,6 @@
 """A target: a provider behind the stack that keeps to its limits. A lab has one, and further ones to fall back to."""
 
+import asyncio
 from collections.abc import Sequence
 
 from llmlab.call import Call, Handler
@@ -22,6 +23,9 @@ class Target:
     def __init__(self, provider: Provider, strategy: Strategy, home: Home) -> None:
         self.provider, self.strategy, self.home = provider, strategy, home
         self._stack: Handler = strategy.handler(provider)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.route: Route | None = None
+        """The way of its lab's rows, if it is a lab's own target."""
 
     async def __call__(self, call: Call) -> Reply:
         """Answer the call."""
@@ -30,8 +34,14 @@ class Target:
         call.price = provider.prices.get(call.model)
         return await self._stack(call)
 
-    def renew(self) -> None:
-        """Make anew what belonged to an event loop that is gone; what was spent stays spent."""
+    def move_in(self) -> None:
+        """Live on the running loop. What belonged to another one is made anew; what was spent stays spent."""
+        here = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not here:
+            self._renew()
+        self._loop = here
+
+    def _renew(self) -> None:
         budget = None if self.line is None else self.line.budget
         self.provider.sender.forget()
         self.strategy = self.strategy.fresh()
@@ -75,6 +85,7 @@ class Route:
 
     def __init__(self, first: Target, others: Sequence[Target] = ()) -> None:
         self.first, self.others = first, tuple(others)
+        first.route = self
 
     def bind(self) -> None:
         """Live on the running loop.
@@ -82,11 +93,12 @@ class Route:
         Raises:
             RuntimeError: a target's home is another loop, and it runs.
         """
-        homes = {id(each.home): each.home for each in (self.first, *self.others)}
-        moved = [id(home) for home in homes.values() if home.bind()]
         for each in (self.first, *self.others):
-            if id(each.home) in moved:
-                each.renew()
+            each.home.bind()
+        for each in (self.first, *self.others):
+            each.move_in()
+            if each.route is not None and each.route is not self:
+                each.route.bind()  # a lab that has targets to fall back to has them here, too
         if self.first.strategy.fallback is not None:
             self.first.strategy.fallback.others = tuple((each.name, each) for each in self.others)
 

@@ -271,7 +271,10 @@ def test_what_cannot_be_cleared_says_why(held: Lease, path: Path, monkeypatch: p
         wait_for(lambda: held.answers._trouble)
         with pytest.raises(OSError, match=r"answers\.sqlite cannot be cleared now: database is locked"):
             held.answers.clear()
+        put(held, 2)
         other.execute("ROLLBACK")
+    commit(held)
+    assert found(held, 1, 2) == [2], "cleared later, and only what was there"
     held.answers.close()
     with pytest.raises(OSError, match=r"answers\.sqlite cannot be cleared now: .*closed"):
         held.answers.clear()
