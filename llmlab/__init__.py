@@ -6,14 +6,16 @@ Example:
     llmlab.summary(out)
 """
 
-from importlib import import_module
-from typing import Any
+import importlib as _importlib
+from typing import Any as _Any
 
+from llmlab import accessor as _accessor  # noqa: F401  registers df.llm with pandas
 from llmlab import journal as journal
 from llmlab.errors import LLMError
 from llmlab.events import Event
 from llmlab.job import Job
 from llmlab.lab import Lab
+from llmlab.nested import enable_nested
 from llmlab.policies.admit import Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
@@ -30,7 +32,8 @@ from llmlab.stats import summary
 from llmlab.strategy import Strategy
 from llmlab.types import Message, Outcome, Prompt, Reply, Usage
 from llmlab.version import __version__
-from llmlab.views import MAKERS, View
+from llmlab.views import MAKERS as _MAKERS
+from llmlab.views import View as _View
 
 __all__ = [
     "AIMD",
@@ -58,19 +61,25 @@ __all__ = [
     "Timeout",
     "Usage",
     "__version__",
+    "enable_nested",
     "summary",
 ]
 
 
-def _board(job: Any) -> View:
+def _board(job: _Any) -> _View:
     # Widgets are imported when the first one is displayed, not before.
-    view: View = import_module("llmlab.widgets").BoardView(job)
+    view: _View = _importlib.import_module("llmlab.widgets").BoardView(job)
     return view
 
 
-def _table(job: Any) -> View:
-    view: View = import_module("llmlab.tables").HtmlView(job)
+def _table(job: _Any) -> _View:
+    view: _View = _importlib.import_module("llmlab.tables").HtmlView(job)
     return view
 
 
-MAKERS.update(widget=_board, html=_table)
+_MAKERS.update(widget=_board, html=_table)
+
+
+def load_ipython_extension(shell: _Any) -> None:
+    """Register the cell magic `%%llm`; called by `%load_ext llmlab`."""
+    _importlib.import_module("llmlab.magic").load(shell)

@@ -25,6 +25,7 @@ import sqlite3
 import threading
 import time
 import weakref
+from concurrent.futures import wait
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +139,10 @@ class Answers:
         """
         try:
             self._writer.put(None)
-            self._writer.barrier().result(timeout=PATIENCE)
+            done = self._writer.barrier()
+            while not wait([done], PATIENCE).done and self._trouble is None:
+                continue  # many answers take their time: only trouble ends the patience
+            done.result(timeout=0)
         except (RuntimeError, TimeoutError, sqlite3.Error) as error:
             raise OSError(f"the cache {self.path} cannot be cleared now: {self._trouble or error}") from error
 

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from llmlab.flow import Hold
-from llmlab.prices import Price
 from llmlab.types import Kind, Prompt, Reply, Usage
 
 PRIORITIES = range(4)
@@ -31,6 +30,18 @@ class Lane:
     """Rules on what its calls may spend (see `llmlab.policies.admit.Budget`); others may share them."""
     held: bool = False
     """Nobody of it is admitted for now: the user has paused it."""
+
+
+class Tariff(Protocol):
+    """What a model's tokens cost; see `llmlab.prices.Price`."""
+
+    def cost(self, usage: Usage) -> float:
+        """US dollars for these tokens."""
+        ...
+
+    def most(self, input_tokens: float, output_tokens: float) -> float:
+        """US dollars that so many tokens cost at most."""
+        ...
 
 
 COMMON = Lane()
@@ -75,7 +86,7 @@ class Call:
     """Name of the provider that the call is on its way to."""
     model: str = ""
     """Model that the call is on its way to: the prompt's own, or else the target's."""
-    price: Price | None = None
+    price: Tariff | None = None
     """Of that model. None: not known."""
     kind: Kind = "first"
     """Why the next request is sent."""

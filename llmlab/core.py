@@ -2,11 +2,11 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
@@ -33,6 +33,8 @@ from llmlab.strategy import Strategy
 from llmlab.target import Target
 from llmlab.types import Prompt
 from llmlab.views import Maker
+
+T = TypeVar("T")
 
 _told = False
 
@@ -137,6 +139,10 @@ class Core:
     def model(self) -> str:
         """As given to Lab: "provider:model"."""
         return f"{self.target.provider.name}:{self.target.provider.model}"
+
+    def wait_for(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `main()` on the lab's loop and wait for it without `await`, as `job.result()` does."""
+        return self._home.run(main)
 
     # -- life ---------------------------------------------------------------------------------------------
 

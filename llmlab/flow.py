@@ -6,6 +6,7 @@ deadlines of an attempt stand still: a slow reader on this side is not slowness 
 
 import asyncio
 import math
+from contextlib import suppress
 from typing import Any
 
 
@@ -32,7 +33,7 @@ class Hold:
         self._waits = False
         self._until = -math.inf
         self.deadline: asyncio.Timeout | None = None
-        """Of the present attempt; put off while it waits."""
+        """Of the present attempt; put off while it waits. One that has ended is left alone."""
 
     async def wait(self) -> None:
         """Wait until the consumer has caught up."""
@@ -41,16 +42,22 @@ class Hold:
         loop = asyncio.get_running_loop()
         began, deadline = loop.time(), self.deadline
         then = None if deadline is None else deadline.when()
-        if deadline is not None:
-            deadline.reschedule(None)
+        _reschedule(deadline, None)
         self._waits = True
         try:
-            await self._flow.open.wait()
+            while not self._flow.open.is_set():  # one that was woken before may have filled it again
+                await self._flow.open.wait()
         finally:
             self._waits, self._until = False, loop.time()
-            if deadline is not None and then is not None:
-                deadline.reschedule(then + self._until - began)
+        if then is not None:
+            _reschedule(deadline, then + self._until - began)
 
     def since(self, last: float, now: float) -> float:
         """Loop time from which the provider's silence counts, its last sign of life having come at `last`."""
         return now if self._waits else max(last, self._until)
+
+
+def _reschedule(deadline: asyncio.Timeout | None, when: float | None) -> None:
+    if deadline is not None:
+        with suppress(RuntimeError):  # its attempt has ended: a hedge's, or the one before a retry without deadlines
+            deadline.reschedule(when)

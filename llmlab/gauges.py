@@ -45,7 +45,7 @@ LIMITS: tuple[Column, ...] = (
         "bound_by",
         "string",
         "",
-        "what bound the job then: provider, rate limit, concurrency, budget, source, journal or event loop",
+        "what bound the job then: provider, rate limit, concurrency, budget, source, journal, event loop or paused",
     ),
     Column("limit", "Int64", "", "requests in flight at most; missing when not limited"),
     Column("in_flight", "Int64", "", "requests in flight"),
@@ -91,7 +91,8 @@ class Gauges:
         self._shares: dict[str, float] = {}
         self._cpu, self._cpu_at, self._busy = cpu_seconds(), self._last, False
         self._later: asyncio.TimerHandle | None = None
-        self._over = False
+        self._present: str | None = None
+        self._closed: float | None = None
         bus.subscribe(self._happened, Admitted, Retrying, Finished)
         bus.subscribe(self._told, Told)
 
@@ -109,27 +110,22 @@ class Gauges:
     @property
     def binds_now(self) -> str | None:
         """What binds the job at present, or bound it for most of its time if it is over."""
-        return self.bound_by if self._closed is not None else self._cause or None
+        return self.bound_by if self._closed is not None else self._present
 
     def own(self) -> dict[str, float | str]:
         """What there is to see of the job's own target now, by the columns of LIMITS."""
         return self._lines[0][1].gauge(self.now) if self._lines else {}
 
     def close(self) -> None:
-        """Take the last sample."""
-        self.sample()
+        """Take the last sample: the job is over."""
         self._closed = self._loop.time()
+        self._sample(self._closed)
+        if self._later is not None:
+            self._later.cancel()
 
     def frame(self) -> Frame:
         """The samples so far, oldest first; see LIMITS."""
         return limits_frame(self._samples.copy())  # a copy: the job may run in another thread
-
-    def sample(self) -> None:
-        """Take the last sample: the job is over."""
-        self._sample(self._loop.time())
-        self._over = True
-        if self._later is not None:
-            self._later.cancel()
 
     def _happened(self, _: object) -> None:
         if (now := self._loop.time()) >= self._due:
@@ -140,7 +136,7 @@ class Gauges:
         self._loop.call_soon(self._look)
 
     def _look(self, at: float | None = None) -> None:
-        if not self._over:
+        if self._closed is None:
             self._sample(self._loop.time() if at is None else at)
             if self._later is None:
                 self._later = self._loop.call_at(self._due, self._look_again)
@@ -154,7 +150,7 @@ class Gauges:
         past = "event loop" if busy else self._held or idle
         self._shares[past] = self._shares.get(past, 0.0) + now - self._last
         self._last, self._due, self._held = now, now + self._every, held
-        present = "event loop" if busy else held or idle
+        present = self._present = "event loop" if busy else held or idle
         for name, line in self._lines:
             self._samples.append((now + self._wall, name, present, line.gauge(now)))
         if len(self._samples) > KEPT * len(self._lines):

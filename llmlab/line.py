@@ -17,13 +17,12 @@ few rows a minute may go, all rows of a long job wait for minutes, and a more ur
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from llmlab.call import Lane
-
-Cost: TypeAlias = Mapping[str, float]
+from llmlab.rule import Cost
 
 AGE = 60.0
 """Seconds of being passed over that count as much as one class of priority."""

@@ -21,6 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from llmlab.entries import Attempt, Stored
 from llmlab.identity import UNREADABLE, Occurrences, canonical, key_of
 from llmlab.mismatch import JournalMismatch
 from llmlab.runlock import JournalBusy, RunLock
@@ -29,8 +30,6 @@ from llmlab.stored import (
     MOVE_ROW,
     PUT_ATTEMPT,
     PUT_ROW,
-    Attempt,
-    Stored,
     attempt_cells,
     create,
     find,

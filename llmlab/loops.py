@@ -23,6 +23,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from llmlab.nested import nest
+
 T = TypeVar("T")
 Main = Callable[[], Coroutine[Any, Any, T]]
 
@@ -207,15 +209,7 @@ def _stop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _reenter(loop: asyncio.AbstractEventLoop, main: Main[T]) -> T:
-    import nest_asyncio2  # noqa: PLC0415  importing it is harmless, but few sessions ever need it
-
-    try:
-        nest_asyncio2.apply(loop)
-    except ValueError as error:
-        raise RuntimeError(
-            f"job.result() cannot re-enter a {type(loop).__name__}: write `await job`, or make the lab with "
-            "Lab(loop='thread')"
-        ) from error
+    nest(loop)
     return loop.run_until_complete(main())
 
 

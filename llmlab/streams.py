@@ -4,26 +4,37 @@
     Stream    one answer
     Race      many requests, of which the first to say something is heard
 
-A reader that is behind holds the connections back (see `llmlab.flow`); one that leaves early closes them. Text that was
-handed out is not taken back: from the first piece on a failure is no longer retried, but ends its stream.
+    the reader            what becomes of the connections
+    is behind             nothing is read from them until it has caught up (see `llmlab.flow`)
+    leaves the loop       they are closed as soon as the event loop gets its turn
+    leaves `async with`   they are closed when the block has been left; likewise after `aclose()`
+    is cancelled          they are closed before the cancellation goes on
+
+Text that was handed out is not taken back: from the first piece on a failure is no longer retried, but ends its stream.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import suppress
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeAlias
 
 from llmlab.errors import LLMError
 from llmlab.events import Delta, Finished, Rerouted, Retrying
 from llmlab.flow import Flow
 from llmlab.frame import Frame
 from llmlab.job import Job
+from llmlab.loops import running_loop
 from llmlab.pieces import By, Cutter, cutter
 from llmlab.types import Item, Outcome, Reply
 
 FULL, LOW = 65_536, 16_384
 """Characters waiting for the reader at which connections are held back, and at which they may go on."""
+ERROR = 1_000
+"""Characters that an error counts for."""
+BREATH = 0.005
+"""Seconds after which the event loop gets a turn, though there is more to read: a loop's body need not wait for it."""
 
 Piece: TypeAlias = tuple[int, str | LLMError]
 """A row's position and a piece of its text, or the error that ended it."""
@@ -32,60 +43,136 @@ Open: TypeAlias = Callable[[Flow], Job[Any]]
 
 
 class _Pipe:
-    """From the job's loop, which never waits, to the reader's, which may be another one."""
+    """From the job's loop, which never waits, to the reader's, which may be another one, in another thread.
+
+    No lock is needed: each field is written by one of the two alone (`_asleep` but for a wake-up too many), and each
+    looks again at what the other may have changed after it has said what it is about to do.
+    """
 
     def __init__(self, job: Job[Any], flow: Flow) -> None:
         self._job, self._flow = job, flow
-        self._items: deque[Piece | None] = deque()
-        self._size = 0  # characters in it; only ever approximately right, if two threads change it at once
-        self._reader: asyncio.AbstractEventLoop | None = None
-        self._news = asyncio.Event()
-
-    def put(self, item: Piece | None) -> None:
-        """Hand over a piece, or None for the end; on the job's loop."""
-        self._items.append(item)
-        if item is not None and isinstance(item[1], str):
-            self._size += len(item[1])
-            if self._size > FULL:
-                self._flow.open.clear()
-        if self._reader is not None and not self._news.is_set():
-            self._reader.call_soon_threadsafe(self._news.set)
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+        self._queue: list[Piece] = []
+        self._batch: list[Piece] = []  # what the reader has in hand, and its size
+        self._size = 0
+        self._put = self._taken = 0  # characters so far: the one is the job's to count, the other the reader's
         self._reader = asyncio.get_running_loop()
-        while True:
-            while self._items:
-                item = self._items.popleft()
-                if item is None:
-                    return
-                self._took(item)
-                yield item
-            self._news.clear()
-            if not self._items:  # else it came between the last look and the clearing
-                await self._news.wait()
+        self._asleep, self._news = False, asyncio.Event()
+        self._ended = False
+        self._waiting = self._reader.create_task(job.wait())
+        self._waiting.add_done_callback(self._end)
 
-    def _took(self, item: Piece) -> None:
-        if isinstance(item[1], str):
-            self._size -= len(item[1])
-        if self._size <= LOW and not self._flow.open.is_set():
+    # -- on the job's loop --------------------------------------------------------------------------------
+
+    def put(self, index: int, piece: str | LLMError) -> None:
+        """Hand over a piece."""
+        self._queue.append((index, piece))
+        self._put += len(piece) if isinstance(piece, str) else ERROR
+        if self._put - self._taken > FULL:
+            self._hold_back()
+        if self._asleep:
+            self._wake()
+
+    def _hold_back(self) -> None:
+        self._flow.open.clear()
+        if self._put - self._taken <= LOW:  # the reader took it all just before, and found nothing to open
+            self._flow.open.set()
+
+    def _wake(self) -> None:
+        self._asleep = False
+        if running_loop() is self._reader:
+            self._news.set()
+            return
+        try:
+            self._reader.call_soon_threadsafe(self._news.set)
+        except RuntimeError:  # its loop is closed: nobody will read on
+            self._job.cancel()
+
+    # -- on the reader's ----------------------------------------------------------------------------------
+
+    async def take(self) -> list[Piece]:
+        """All that has come since; nothing at the end."""
+        self._account()
+        while not self._queue:
+            if self._ended:
+                return []
+            self._news.clear()
+            self._asleep = True
+            if not self._queue and not self._ended:
+                await self._news.wait()
+            self._asleep = False
+        batch = self._batch = self._queue[:]
+        del self._queue[: len(batch)]
+        self._size = sum([len(piece) if isinstance(piece, str) else ERROR for _, piece in batch])
+        return batch
+
+    def _account(self) -> None:
+        self._taken += self._size
+        self._size = 0
+        if self._put - self._taken <= LOW and not self._flow.open.is_set():
             self._job.on_loop(self._flow.open.set)
 
+    def _end(self, _: "asyncio.Future[Any]") -> None:
+        if self._job.stopped == "interrupted":  # whoever presses Stop wants no more of it
+            self.drop()
+        self._ended = True
+        if self._asleep:
+            self._wake()
 
-class Streams:
+    def drop(self) -> None:
+        """Throw away what the reader has not had yet."""
+        self._queue.clear()
+        self._batch.clear()
+
+    def check(self) -> None:
+        """Raise what the job raised.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        self._waiting.result()
+        if self._job.stopped == "interrupted":
+            raise KeyboardInterrupt
+
+    async def aclose(self) -> None:
+        """Stop a job whose reader has gone, and wait until its connections are closed."""
+        if not self._waiting.done():
+            self._job.cancel()
+            await asyncio.wait([self._waiting])
+        _ = self._waiting.cancelled() or self._waiting.exception()  # seen: nobody else will ask
+
+
+class _Closing:
+    """What may stand in `async with`."""
+
+    async def aclose(self) -> None:
+        """Close the connections and end the loop that reads, if there is one. A second call does nothing."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Streams(_Closing):
     """Many answers, merged: `async for position, piece in …`. A piece is text, or the LLMError that ended its row.
 
     Made by `lab.stream_many`. Nothing is sent before the first piece is asked for. Leaving the loop early closes the
-    connections.
+    connections; `async with` waits until they are.
     """
 
-    def __init__(self, open_job: Open, by: By = "piece", *, race: bool = False) -> None:
+    def __init__(self, open_job: Open, by: By = "piece") -> None:
         cutter(by)  # complains here, before anything is sent
-        self._open, self._by, self._race = open_job, by, race
+        self._open, self._by = open_job, by
         self._job: Job[Any] | None = None
+        self._pipe: _Pipe | None = None
         self._cutters: dict[int, Cutter] = {}
         self._flow = Flow()
-        self.winner: int | None = None
-        """In a race, the row whose answer came first; the others were cancelled then."""
+        self.closed = False
+        """Whether `aclose` was called."""
         self.outcomes: dict[int, Outcome] = {}
         """What became of the rows settled so far, by position; with the whole Reply."""
 
@@ -105,49 +192,52 @@ class Streams:
         """The rows settled so far; see `llmlab.frame.COLUMNS`."""
         return self.job.frame
 
-    def __aiter__(self) -> AsyncIterator[Piece]:
-        return self._pieces()
+    async def aclose(self) -> None:
+        """Close the connections and end the loop that reads, if there is one. A second call does nothing."""
+        self.closed = True
+        if self._pipe is not None:
+            self._pipe.drop()
+            await self._pipe.aclose()
 
-    async def _pieces(self) -> AsyncGenerator[Piece, None]:
-        if self._job is not None:
+    async def __aiter__(self) -> AsyncGenerator[Piece, None]:
+        pipe = self._begin()
+        loop = asyncio.get_running_loop()
+        breath = loop.time() + BREATH
+        try:
+            while batch := await pipe.take():
+                for piece in batch:
+                    yield piece
+                    if loop.time() > breath:
+                        await asyncio.sleep(0)
+                        breath = loop.time() + BREATH
+            pipe.check()
+        finally:
+            await pipe.aclose()
+
+    def _begin(self) -> _Pipe:
+        if self.closed or self._job is not None:
             raise RuntimeError("a stream can be read once: begin another one")
         job = self._job = self._open(self._flow)
-        pipe = _Pipe(job, self._flow)
+        pipe = self._pipe = _Pipe(job, self._flow)
         self._listen(job, pipe)
-        waiting = asyncio.ensure_future(job.wait())
-        waiting.add_done_callback(lambda _: pipe.put(None))
-        try:
-            async for piece in pipe:
-                yield piece
-            waiting.result()
-            if job.stopped == "interrupted":
-                raise KeyboardInterrupt
-        finally:
-            job.on_loop(self._flow.open.set)
-            await _end(job, waiting)
+        return pipe
+
+    # -- on the job's loop --------------------------------------------------------------------------------
 
     def _listen(self, job: Job[Any], pipe: _Pipe) -> None:
-        def delta(event: Delta) -> None:
-            if self._race and self.winner is None and event.text:
-                self.winner = event.index
-                job.keep_only(event.index)
-            self._take(event.index, self._cutter(event.index).feed(event.text), pipe)
+        def whole(event: Delta) -> None:
+            if event.text:
+                self._hand_over(pipe, event.index, (event.text,))
+
+        def cut(event: Delta) -> None:
+            self._hand_over(pipe, event.index, self._cutter(event.index).feed(event.text))
 
         def again(event: Retrying | Rerouted) -> None:
             self._cutters.pop(event.index, None)  # what was held back belongs to an attempt that has failed
 
-        def finished(event: Finished) -> None:
-            index, error = event.outcome.index, event.outcome.error
-            self._take(index, self._cutter(index).flush(), pipe)
-            del self._cutters[index]
-            self._flow.calls.pop(index, None)
-            self.outcomes[index] = event.outcome
-            if event.outcome.status == "error":
-                pipe.put((index, error if isinstance(error, LLMError) else LLMError(str(error))))
-
-        job.bus.subscribe(delta, Delta)
+        job.bus.subscribe(whole if self._by == "piece" else cut, Delta)
         job.bus.subscribe(again, Retrying, Rerouted)
-        job.bus.subscribe(finished, Finished)
+        job.bus.subscribe(lambda event: self._finished(pipe, event.outcome), Finished)
 
     def _cutter(self, index: int) -> Cutter:
         found = self._cutters.get(index)
@@ -155,35 +245,48 @@ class Streams:
             found = self._cutters[index] = cutter(self._by)
         return found
 
-    def _take(self, index: int, pieces: Iterable[str], pipe: _Pipe) -> None:
+    def _hand_over(self, pipe: _Pipe, index: int, pieces: Iterable[str]) -> None:
         for piece in pieces:
-            if (call := self._flow.calls.get(index)) is not None:
-                call.committed = True
-            pipe.put((index, piece))
+            self._flow.calls[index].committed = True
+            pipe.put(index, piece)
+
+    def _finished(self, pipe: _Pipe, outcome: Outcome) -> None:
+        index = outcome.index
+        held_back = self._cutters.pop(index, None)
+        if held_back is not None and self._gives_rest(outcome):
+            self._hand_over(pipe, index, held_back.flush())
+        self._flow.calls.pop(index, None)
+        self.outcomes[index] = outcome
+        if outcome.status == "error":
+            pipe.put(index, _llm_error(outcome))
+
+    def _gives_rest(self, outcome: Outcome) -> bool:  # noqa: ARG002  a race has its own rule
+        """Whether text that waits for the end of its sentence is given out."""
+        return True
 
 
-class Stream:
+class Stream(_Closing):
     """One answer: `async for piece in …`. Made by `lab.stream`; afterwards `reply` is the whole answer.
 
-    Nothing is sent before the first piece is asked for. Leaving the loop early closes the connection. A failure
-    raises its LLMError, after the text that had come.
+    Nothing is sent before the first piece is asked for. Leaving the loop early closes the connection; `async with`
+    waits until it is. A failure raises its LLMError, after the text that had come, and so does a job that was stopped.
     """
 
     def __init__(self, open_job: Open, by: By = "piece") -> None:
         self._streams = Streams(open_job, by)
 
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self._pieces()
-
-    async def _pieces(self) -> AsyncGenerator[str, None]:
-        pieces = aiter(self._streams)
-        try:
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        async with aclosing(aiter(self._streams)) as pieces:
             async for _, piece in pieces:
                 if isinstance(piece, LLMError):
                     raise piece
                 yield piece
-        finally:
-            await _close(pieces)
+        if self._streams.outcomes[0].status == "cancelled" and not self._streams.closed:
+            raise _stopped()
+
+    async def aclose(self) -> None:
+        """Close the connection and end the loop that reads, if there is one. A second call does nothing."""
+        await self._streams.aclose()
 
     @property
     def reply(self) -> Reply:
@@ -201,16 +304,42 @@ class Stream:
         return self._streams.job
 
 
-class Race:
+class _Heat(Streams):
+    """Some of a race's requests, until one of them says something or has answered without a word."""
+
+    winner: int | None = None
+
+    def _listen(self, job: Job[Any], pipe: _Pipe) -> None:
+        job.bus.subscribe(lambda event: self._heard(event.index) if event.text else None, Delta)
+        super()._listen(job, pipe)
+
+    def _heard(self, index: int) -> None:
+        if self.winner is None:
+            self.winner = index
+            self.job.keep_only(index)
+
+    def _finished(self, pipe: _Pipe, outcome: Outcome) -> None:
+        if outcome.status == "ok":
+            self._heard(outcome.index)
+        super()._finished(pipe, outcome)
+
+    def _gives_rest(self, outcome: Outcome) -> bool:
+        return outcome.status == "ok" or self._flow.calls[outcome.index].committed  # else another may yet answer
+
+
+class Race(_Closing):
     """Many requests at once; who says something first is heard, the others are cancelled.
 
     Made by `lab.race`: `async for position, piece in …`. If the winner fails before any of its text was given out, the
-    others are asked again; if all fail, the last one's error is raised. Afterwards `winner` and `reply` say who won.
+    others are asked again, but for those that had failed, too; if all fail, the last one's error is raised. Afterwards
+    `winner` and `reply` say who won.
     """
 
     def __init__(self, rows: Sequence[Item], open_job: Callable[[Sequence[Item], Flow], Job[Any]], by: By) -> None:
         cutter(by)
         self._rows, self._open, self._by = rows, open_job, by
+        self._heat: _Heat | None = None
+        self._closed = False
         self.winner: int | None = None
         """Position of the one that is heard."""
         self._outcome: Outcome | None = None
@@ -225,49 +354,58 @@ class Race:
         """
         return _reply_of(self._outcome)
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
-        return self._pieces()
+    async def aclose(self) -> None:
+        """Close the connections and end the loop that reads, if there is one. A second call does nothing."""
+        self._closed = True
+        if self._heat is not None:
+            await self._heat.aclose()
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, str], None]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, str], None]:
+        if self._closed or self._heat is not None:
+            raise RuntimeError("a race can be followed once: begin another one")
         left = list(range(len(self._rows)))
-        while left:
-            heat = Streams(lambda flow, left=left: self._open([self._rows[n] for n in left], flow), self._by, race=True)
-            shown, errors = False, []
-            pieces = aiter(heat)
-            try:
+        while left and not self._closed:
+            heat = self._heat = _Heat(partial(self._open, [self._rows[n] for n in left]), self._by)
+            async with aclosing(aiter(heat)) as pieces:
                 async for place, piece in pieces:
-                    if isinstance(piece, LLMError):
-                        errors.append(piece)
-                        continue
-                    shown, self.winner = True, left[place]
-                    yield left[place], piece
-            finally:
-                await _close(pieces)
-            self._outcome = None if heat.winner is None else heat.outcomes.get(heat.winner)
-            if self._outcome is not None and self._outcome.status == "ok":
-                self.winner = left[heat.winner or 0]
-                return
-            if shown or heat.winner is None or len(left) == 1:
-                raise errors[-1] if errors else LLMError("the race was stopped")
-            left = [n for n in left if n != left[heat.winner]]
+                    if isinstance(piece, str):
+                        self.winner = left[place]
+                        yield self.winner, piece
+            if not heat.closed:
+                left = self._judge(heat, left)
+
+    def _judge(self, heat: _Heat, left: list[int]) -> list[int]:
+        """Look at a heat that is over; gives those to be asked again."""
+        failed = [place for place, outcome in heat.outcomes.items() if outcome.status == "error"]
+        last = heat.winner if heat.winner is not None else failed[-1] if failed else None
+        if last is None or heat.outcomes[last].status == "cancelled":
+            raise _stopped()
+        outcome = self._outcome = heat.outcomes[last]
+        if outcome.status == "ok":
+            self.winner = left[last]
+            return []
+        again = [n for place, n in enumerate(left) if place not in failed]
+        if self.winner is not None or heat.winner is None or not again:
+            raise _llm_error(outcome)
+        return again
 
 
-async def _end(job: Job[Any], waiting: "asyncio.Future[Any]") -> None:
-    """Stop a job whose reader has gone, and wait until its connections are closed."""
-    if not waiting.done():
-        job.cancel()
-        with suppress(Exception):
-            await asyncio.shield(waiting)
+def _llm_error(outcome: Outcome) -> LLMError:
+    error = outcome.error
+    if isinstance(error, LLMError):
+        return error
+    wrapped = LLMError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
-async def _close(pieces: AsyncIterator[Any]) -> None:
-    if isinstance(pieces, AsyncGenerator):
-        await pieces.aclose()
+def _stopped() -> LLMError:
+    return LLMError("the answer was stopped before its end")
 
 
 def _reply_of(outcome: Outcome | None) -> Reply:
     if outcome is None or outcome.status == "cancelled":
         raise RuntimeError("there is no whole answer: the stream was not read to its end")
     if outcome.reply is None:
-        raise outcome.error or LLMError("the row has neither a reply nor an error")
+        raise _llm_error(outcome)
     return outcome.reply

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from llmlab.call import Call, Handler
 from llmlab.loops import Home
-from llmlab.policies.admit import Admit, Budget
+from llmlab.policies.admit import Admit
 from llmlab.providers.endpoint import Provider
+from llmlab.rule import Budget
 from llmlab.strategy import Strategy
 from llmlab.types import Reply
 

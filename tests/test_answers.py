@@ -262,6 +262,18 @@ def test_clearing_removes_what_is_written_and_what_waits(held: Lease, path: Path
     assert in_the_file(path) == 1
 
 
+def test_clearing_waits_for_as_long_as_it_takes(held: Lease, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "PATIENCE", 0.001)
+    put(held, 1)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.05, other.execute, ("ROLLBACK",))
+        timer.start()
+        held.answers.clear()
+        timer.join()
+    assert in_the_file(path) == 0
+
+
 def test_what_cannot_be_cleared_says_why(held: Lease, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "PATIENCE", 0.1)
     held.answers._writing.execute("PRAGMA busy_timeout = 0")

@@ -5,7 +5,7 @@
     a call is settled, a rule       the first is asked again; whoever may go, goes, in order
     changes, or the timer fires
     the first may not go            nobody passes it: a large request would starve. But a lane that its own budget
-                                    holds holds nobody else
+                                    holds, or that the user has paused, holds nobody else
     cancelled in line               leaves it
     cancelled after the grant       what the rules took is given back, the next is asked
     the line is full                refused with QueueFull, unless its lane is patient (held back elsewhere), or it
@@ -16,86 +16,26 @@ All checks and debits happen without an `await` between them, so under asyncio t
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from llmlab.call import Call, Handler, Lane
 from llmlab.errors import LLMError, QueueFull, Rejected, Unsendable
 from llmlab.estimate import Estimate, Estimator
 from llmlab.events import Admitted, Bus
 from llmlab.line import Line, Waiter
+from llmlab.rule import Budget, Cost, Rule
 from llmlab.types import Reply
 
-Cost: TypeAlias = Mapping[str, float]
-Levels: TypeAlias = Mapping[str, tuple[float, float, float]]
 Permits: TypeAlias = tuple[object, ...]
 
 QUEUE = 10_000
 LOOK = 1.0
 """Seconds between two looks at budgets while they hold all that wait: another target's calls may leave them room."""
+BUDGET, PAUSED = "budget", "paused"
+"""What a lane waits for that is held back alone, in a person's words."""
 
 _ONE_REQUEST: Cost = {"requests": 1.0}
-
-
-class Rule(Protocol):
-    """Something that may say "not yet". Never awaits; `now` is loop time, seconds."""
-
-    @property
-    def binds(self) -> str:
-        """What a wait for it means to a person: concurrency, rate limit, provider or budget."""
-        ...
-
-    def wait(self, now: float, cost: Cost) -> float:
-        """Seconds until this call may go: 0 now, infinity if only somebody's leaving can help."""
-        ...
-
-    def take(self, now: float, cost: Cost) -> object:
-        """Debit an admitted call; what it returns is handed back to `settle` as the permit."""
-        ...
-
-    def settle(
-        self,
-        now: float,
-        cost: Cost,
-        error: BaseException | None,
-        used: Cost | None,
-        levels: Levels | None,
-        sent: float | None,
-        permit: object,
-    ) -> None:
-        """Note that an admitted call has ended; called exactly once for each `take`.
-
-        Args:
-            now: Loop time.
-            cost: As given to `take`.
-            error: Why it failed; None if it did not.
-            used: What it has really used, in the dimensions of `cost`; None if unknown.
-            levels: What the provider said of its limits; None if nothing.
-            sent: When the request was sent; None if it never was.
-            permit: What `take` returned.
-        """
-        ...
-
-    def refuse(self, now: float) -> LLMError | None:
-        """Why those who wait had better give up; None: waiting makes sense."""
-        ...
-
-    def watch(self, changed: Callable[[], None], tell: Callable[[object], None]) -> None:
-        """Call `changed` when new settings may let somebody in, `tell` with each thing that happened, as a value."""
-        ...
-
-    def gauge(self, now: float) -> Mapping[str, float | str]:
-        """What there is to see of the rule, by the columns of `llmlab.history.LIMITS`."""
-        ...
-
-
-class Budget(Rule, Protocol):
-    """A rule on what may be spent in all."""
-
-    def price_missing(self, cost: Cost) -> bool:
-        """Whether the call cannot be judged, as its price is not known."""
-        ...
 
 
 @dataclass
@@ -119,7 +59,7 @@ class Admit:
     bus: Bus = field(default_factory=Bus, init=False, repr=False, compare=False)
     """What the rules have to tell, as values of their own: transitions, decisions, pauses."""
     held_by: str | None = field(default=None, init=False, repr=False, compare=False)
-    """What the first in line waits for, in a person's words (`Rule.binds`). None: nobody waits."""
+    """What the first in line waits for, in a person's words: a rule's `binds`, budget or paused. None: nobody waits."""
     _pumping: bool = field(default=False, init=False, repr=False, compare=False)
     _changed: bool = field(default=False, init=False, repr=False, compare=False)
     _line: Line = field(default_factory=Line, init=False, repr=False, compare=False)
@@ -132,7 +72,7 @@ class Admit:
         self.rules = tuple(replace(rule) for rule in self.rules)  # type: ignore[type-var]
         self.estimator = None if self.estimator is None else replace(self.estimator)
         for rule in self.rules:
-            rule.watch(self._pump, self.bus.emit)
+            rule.watch(self.pump, self.bus.emit)
 
     @property
     def waiting(self) -> int:
@@ -144,7 +84,9 @@ class Admit:
         first = self._line.first_of(lane)
         if first is None or self._loop is None:
             return None
-        return "budget" if _over(self._budgets(lane), self._loop.time(), first.bound) else self.held_by
+        if lane.held:
+            return PAUSED
+        return BUDGET if _over(self._budgets(lane), self._loop.time(), first.bound) else self.held_by
 
     def gauge(self, now: float) -> dict[str, float | str]:
         """What there is to see of all rules and the line, by the columns of `llmlab.history.LIMITS`."""
@@ -161,7 +103,7 @@ class Admit:
         cost = self._cost(call)
         budgets = self._budgets(call.lane)
         bound = self._bound(call, cost, budgets) if budgets else cost
-        if self._line.waiting or self._wait(arrived, cost) > 0 or _over(budgets, arrived, bound):
+        if self._line.waiting or self._wait(arrived, cost) > 0 or call.lane.held or _over(budgets, arrived, bound):
             held, permits = await self._stand_in_line(call, cost, bound)
         else:
             held, permits = None, self._take(arrived, cost, bound, budgets)
@@ -189,7 +131,7 @@ class Admit:
         waited = arrived - call.arrived
         waiter = self._line.join(call.seq, call.lane, cost, bound, now=arrived, waited=waited)
         if self._line.leads(waiter):
-            self._pump()
+            self.pump()
         held = None if waiter.granted.done() else self.held_by
         try:
             permits: Permits = await waiter.granted
@@ -214,10 +156,10 @@ class Admit:
     def _leave(self, waiter: Waiter) -> None:
         # A cancelled waiter elsewhere in its lane is skipped when its turn comes; only a first one blocks others.
         if self._line.leave(waiter):
-            self._pump()
+            self.pump()
 
-    def _pump(self) -> None:
-        """Admit from the head of the line until a rule says no."""
+    def pump(self) -> None:
+        """Admit from the head of the line until a rule says no. To be called when something has changed."""
         self._changed = True
         if self._pumping:  # called by who listens to a rule that is being asked: all of them must be asked again
             return
@@ -233,25 +175,27 @@ class Admit:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.held_by = None
         while self._line.waiting and self._loop is not None:
+            self.held_by = None
             now = self._loop.time()
-            first = self._line.first(now, self._over_budget)
+            first = self._line.first(now, self._held_back)
             if first is None:
-                if self._line.waiting:
-                    self.held_by = "budget"
-                    self._timer = self._loop.call_at(now + LOOK, self._pump)
+                self._set_timer(LOOK if self.held_by == BUDGET else math.inf)
                 return
             wait = self._wait(now, first.cost)
             if self._changed:
                 return
             if wait > 0:
-                if self._refuse(now):
-                    self.held_by = None
-                elif wait < math.inf:
-                    self._timer = self._loop.call_at(now + wait, self._pump)
-                return
-            self._line.admit(first, self._take(now, first.cost, first.bound, self._budgets(first.lane)))
+                if not self._refuse(now):
+                    self._set_timer(wait)
+                    return
+            else:
+                self._line.admit(first, self._take(now, first.cost, first.bound, self._budgets(first.lane)))
+        self.held_by = None
+
+    def _set_timer(self, seconds: float) -> None:
+        if seconds < math.inf and self._loop is not None:
+            self._timer = self._loop.call_at(self._loop.time() + seconds, self.pump)
 
     def _refuse(self, now: float) -> bool:
         """Send everybody home if a rule says that waiting is pointless."""
@@ -269,17 +213,23 @@ class Admit:
             return lane.budgets
         return (own, *lane.budgets)
 
-    def _over_budget(self, waiter: Waiter) -> bool:
-        """Whether a budget holds a waiter; sends it home if that is for good."""
-        budgets = self._budgets(waiter.lane)
+    def _held_back(self, waiter: Waiter) -> bool:
+        """Whether a budget, or the user, holds a waiter back; sends it home if that is for good."""
+        lane = waiter.lane
+        if lane.held:
+            self.held_by = self.held_by or PAUSED
+            return True
+        budgets = self._budgets(lane)
         if not budgets or self._loop is None:
             return False
         now = self._loop.time()
         for budget in budgets:
             if budget.wait(now, waiter.bound) > 0:
                 why = budget.refuse(now)  # of this very request, so before another one is asked about
-                if why is not None:
-                    self._line.refuse(waiter, self._of_whom(budget, why, waiter.lane))
+                if why is None:
+                    self.held_by = BUDGET
+                else:
+                    self._line.refuse(waiter, self._of_whom(budget, why, lane))
                 return True
         return False
 
@@ -336,7 +286,7 @@ class Admit:
             rule.settle(now, cost, error, used, call.levels, call.sent, permit)
         for budget, permit in zip(budgets, permits[len(self.rules) :], strict=True):
             budget.settle(now, bound, error, used, call.levels, call.sent, permit)
-        self._pump()
+        self.pump()
 
     def _used(self, call: Call, cost: Cost, error: BaseException | None) -> Cost | None:
         usage = call.usage
