@@ -97,7 +97,7 @@ class Answers:
         self._trouble: str | None = None
         self._told: set[str] = set()
         self._writer: Writer[_Answer | None] = Writer(
-            self._write, deliver=operator.call, on_trouble=self._on_trouble, on_failure=self._on_failure
+            self._write, deliver=operator.call, on_trouble=self._on_trouble, on_failure=self._on_failure, name="cache"
         )
         atexit.register(self.close)
 

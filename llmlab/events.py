@@ -83,6 +83,14 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True)
+class Following:
+    """A row waits for the answer of another one that asks the same; it stands in no line meanwhile."""
+
+    index: int
+    """The row's position."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rerouted:
     """A row goes on to another target."""
 
@@ -120,7 +128,7 @@ class Stopped:
     """Why, for a person."""
 
 
-Event: TypeAlias = Admitted | Attempted | Delta | Retrying | Rerouted | Told | Finished | Stopped
+Event: TypeAlias = Admitted | Attempted | Delta | Following | Retrying | Rerouted | Told | Finished | Stopped
 Listener: TypeAlias = Callable[[Any], None]
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from llmlab.call import Call
 from llmlab.clock import wall_offset
 from llmlab.errors import LLMError
-from llmlab.events import Admitted, Attempted, Bus, Finished, Retrying, Stopped
+from llmlab.events import Admitted, Attempted, Bus, Finished, Following, Retrying, Stopped
 from llmlab.flow import Hold
 from llmlab.load import Ground, Load, Store
 from llmlab.progress import say
@@ -63,6 +63,7 @@ class Feeder:
         self._loop = asyncio.get_running_loop()
         self._wall = wall_offset()
         bus.subscribe(self._admitted, Admitted)
+        bus.subscribe(self._following, Following)
         bus.subscribe(self._attempted, Attempted)
         bus.subscribe(self._retrying, Retrying)
 
@@ -246,6 +247,10 @@ class Feeder:
     def _admitted(self, event: Admitted) -> None:
         self._sent.add(event.index)
         self._new.discard(event.index)
+        self._make_room()
+
+    def _following(self, event: Following) -> None:
+        self._new.discard(event.index)  # a slot that comes free is not for it
         self._make_room()
 
     def _attempted(self, event: Attempted) -> None:

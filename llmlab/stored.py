@@ -32,8 +32,8 @@ _ROW = (
     "started_at REAL", "finished_at REAL", "wasted_input INTEGER", "wasted_output INTEGER", "wasted_usd REAL",
     "error_type TEXT", "error TEXT", "finish_reason TEXT", "provider TEXT", "model TEXT", "input_tokens INTEGER",
     "output_tokens INTEGER", "cached_tokens INTEGER", "cache_write_tokens INTEGER", "reasoning_tokens INTEGER",
-    "request_id TEXT", "latency_s REAL", "ttft_s REAL", "cost_usd REAL", "cache_hit INTEGER", "tool_calls TEXT",
-    "prompt TEXT", "reasoning TEXT", "content TEXT",
+    "request_id TEXT", "latency_s REAL", "ttft_s REAL", "itl_s REAL", "cost_usd REAL", "cache_hit INTEGER",
+    "tool_calls TEXT", "prompt TEXT", "reasoning TEXT", "content TEXT",
 )  # fmt: skip
 _ATTEMPT = (
     "row INTEGER", "n INTEGER", "kind TEXT", "target TEXT", "queue_s REAL", "wait_s REAL", "sent_at REAL",
@@ -86,7 +86,7 @@ def row_cells(index: int, key: bytes, occ: int, outcome: Outcome) -> Cells:
     )  # fmt: skip
 
 
-_NO_REPLY = (None,) * 14
+_NO_REPLY = (None,) * 15
 
 
 def _reply_cells(reply: Reply | None, prompt: Prompt | None) -> Cells:
@@ -95,7 +95,7 @@ def _reply_cells(reply: Reply | None, prompt: Prompt | None) -> Cells:
         return (*_NO_REPLY, asked, None, None)
     return (
         _text(reply.finish_reason), _text(reply.provider), _text(reply.model), *_usage_cells(reply.usage),
-        _text(reply.request_id), reply.latency_s, reply.ttft_s, reply.cost_usd, int(reply.cache_hit),
+        _text(reply.request_id), reply.latency_s, reply.ttft_s, reply.itl_s, reply.cost_usd, int(reply.cache_hit),
         json.dumps(reply.tool_calls, default=repr) if reply.tool_calls else None,
         asked, _text(reply.reasoning), _text(reply.content),
     )  # fmt: skip
@@ -227,10 +227,12 @@ def is_journal(db: sqlite3.Connection, path: Path) -> bool:
         ValueError: it is something else, or a journal of a newer llmlab.
     """
     try:
+        db.execute("BEGIN")  # one moment for all three: somebody may be making the file just now
         mark, version, tables = (
             db.execute(query).fetchone()[0]
             for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
         )
+        db.execute("COMMIT")
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
@@ -261,11 +263,11 @@ def _stored(cells: Sequence[Any]) -> Stored:
 def _reply(cells: Sequence[Any], reasoning: Any, content: Any) -> Reply | None:
     if content is None:
         return None
-    reason, provider, model, *tokens, request_id, latency_s, ttft_s, cost_usd, cache_hit, tools = cells
+    reason, provider, model, *tokens, request_id, latency_s, ttft_s, itl_s, cost_usd, cache_hit, tools = cells
     return Reply(
         _read(content) or "", _read(reason) or "", _read(provider) or "", _read(model) or "", _usage(tokens),
         _read(request_id), _read(reasoning) or "", () if tools is None else tuple(json.loads(tools)),
-        latency_s, ttft_s, cost_usd, bool(cache_hit),
+        latency_s, ttft_s, cost_usd, bool(cache_hit), itl_s,
     )  # fmt: skip
 
 

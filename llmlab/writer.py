@@ -40,6 +40,7 @@ class Writer(Generic[T]):
         deliver: Calls a function where the callbacks belong, from any thread.
         on_trouble: Called with the trouble in words when it begins or changes, with None when it is over.
         on_failure: Called with the exception that ended the writing.
+        name: What the file is, for messages and the thread's name.
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class Writer(Generic[T]):
         deliver: Deliver,
         on_trouble: Callable[[str | None], object],
         on_failure: Callable[[Exception], object],
+        name: str = "journal",
     ) -> None:
         self.failure: Exception | None = None
         """What ended the writing; None while all is well."""
         self.pending = 0
         """Items handed over and not yet written."""
-        self._write, self._deliver = write, deliver
+        self._write, self._deliver, self._name = write, deliver, name
         self._on_trouble, self._on_failure = on_trouble, on_failure
         self._queue: deque[tuple[T, Then | None] | Future[None]] = deque()
         self._turn = threading.Condition()
@@ -62,7 +64,7 @@ class Writer(Generic[T]):
         self._closing = threading.Event()
         self._trouble: str | None = None
         # A daemon: the interpreter waits for other threads before it runs what atexit holds, that is, for ever.
-        self._thread = threading.Thread(target=self._run, name="llmlab-journal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"llmlab-{name}", daemon=True)
         self._thread.start()
 
     # -- the loop's side ----------------------------------------------------------------------------------
@@ -103,9 +105,9 @@ class Writer(Generic[T]):
 
     def _refuse(self) -> None:
         if self.failure is not None:
-            raise RuntimeError(f"the journal has failed: {self.failure}") from self.failure
+            raise RuntimeError(f"the {self._name} has failed: {self.failure}") from self.failure
         if self._closing.is_set():
-            raise RuntimeError("the journal is closed")
+            raise RuntimeError(f"the {self._name} is closed")
 
     # -- the thread's side --------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class Writer(Generic[T]):
         try:
             self._deliver(partial(_call, callbacks))
         except RuntimeError:  # the loop is closed: nobody is left to be told
-            _log.debug("llmlab: the journal's news came after its loop was closed")
+            _log.debug("llmlab: the %s's news came after its loop was closed", self._name)
 
 
 def _call(callbacks: list[Then]) -> None:
@@ -183,4 +185,4 @@ def _call(callbacks: list[Then]) -> None:
         try:
             callback()
         except Exception:  # noqa: BLE001  one listener's trouble must not cost the others their news
-            _log.exception("llmlab: a listener of the journal failed: %r", callback)
+            _log.exception("llmlab: a listener of a file's writer failed: %r", callback)

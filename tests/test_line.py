@@ -3,7 +3,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +43,15 @@ class Desk:
             self.went.append(first)
         self.now += 1.0
         return first
+
+    def crowd(self, count: int, *lanes: Lane, tokens: float = 1.0) -> None:
+        for _ in range(count):
+            for lane in lanes:
+                self.join(lane, tokens)
+
+    def serve_all(self, count: int, held: Callable[[Waiter], bool] = nobody) -> None:
+        for _ in range(count):
+            self.serve(held)
 
     def drain(self) -> list[int]:
         while self.line.waiting:
@@ -108,7 +117,6 @@ def test_equal_places_go_in_the_order_in_which_they_came() -> None:
 @on_loop
 def test_lanes_of_a_class_share_by_tokens_to_within_two_requests(sizes: list[list[float]], data: st.DataObject) -> None:
     """While two lanes both have rows in line, what they got differs by at most the largest request of each."""
-
     desk, lanes = Desk(), [Lane() for _ in sizes]
     left = {lane: list(each) for lane, each in zip(lanes, sizes, strict=True)}
     for lane in data.draw(st.permutations([lane for lane in lanes for _ in range(8)])):
@@ -119,10 +127,8 @@ def test_lanes_of_a_class_share_by_tokens_to_within_two_requests(sizes: list[lis
         went = desk.serve()
         assert went is not None
         waiting[went.lane] -= 1
-        for one in lanes:
-            for other in lanes:
-                apart = abs(desk.tokens(one) - desk.tokens(other))
-                assert apart <= largest[one] + largest[other] + 1e-6
+        for one, other in combinations(lanes, 2):
+            assert abs(desk.tokens(one) - desk.tokens(other)) <= largest[one] + largest[other] + 1e-6
 
 
 @settings(deadline=None)
@@ -130,14 +136,12 @@ def test_lanes_of_a_class_share_by_tokens_to_within_two_requests(sizes: list[lis
 @on_loop
 def test_who_joins_late_gets_an_even_share_from_then_on(old: float, new: float, urgent: float, before: int) -> None:
     """It inherits neither a debt nor a credit, also if urgent calls went in between."""
-
     desk, first, second, hurry = Desk(), Lane(), Lane(), Lane(0)
     desk.join(first, old)
     for _ in range(before):
         desk.join(first, old)
         desk.join(hurry, urgent)
-        desk.serve()
-        desk.serve()
+        desk.serve_all(2)
     got = desk.tokens(first)
     desk.join(second, new)
     for _ in range(60):
@@ -150,21 +154,17 @@ def test_who_joins_late_gets_an_even_share_from_then_on(old: float, new: float, 
 @on_loop
 def test_urgent_calls_in_between_do_not_favour_the_elder_of_two_jobs() -> None:
     desk, elder, younger, urgent = Desk(), Lane(), Lane(), Lane(0)
-    for lane in (elder, younger):
-        for _ in range(20):
-            desk.join(lane, 10.0)
+    desk.crowd(20, elder, younger, tokens=10.0)
     for _ in range(20):
         desk.join(urgent, 1000.0)
-        desk.serve()
-        desk.serve()
+        desk.serve_all(2)
     assert desk.tokens(elder) == desk.tokens(younger) == 100.0
 
 
 @on_loop
 def test_a_stream_of_jobs_of_one_row_does_not_starve_a_long_one() -> None:
     desk, long = Desk(), Lane()
-    for _ in range(100):
-        desk.join(long, 10.0)
+    desk.crowd(100, long, tokens=10.0)
     short = desk.join(Lane(), 10.0)
     for _ in range(60):
         desk.serve()
@@ -176,8 +176,7 @@ def test_a_stream_of_jobs_of_one_row_does_not_starve_a_long_one() -> None:
 @on_loop
 def test_a_lane_that_has_one_row_in_line_at_a_time_gets_no_more_than_its_share() -> None:
     desk, steady, sparse = Desk(), Lane(), Lane()
-    for _ in range(1000):
-        desk.join(steady, 10.0)
+    desk.crowd(1000, steady, tokens=10.0)
     last = desk.join(sparse, 1000.0)
     for _ in range(500):
         desk.serve()
@@ -192,8 +191,7 @@ def test_without_an_estimate_lanes_share_by_rows() -> None:
     for lane in (one, other):
         for _ in range(10):
             desk.line.join(1, lane, {"requests": 1.0}, {}, now=0.0)
-    for _ in range(10):
-        desk.serve()
+    desk.serve_all(10)
     assert desk.tokens(one) == desk.tokens(other) == 5.0
 
 
@@ -225,8 +223,7 @@ def test_who_is_passed_over_goes_after_a_minute_per_class(rival: int, priority: 
 @on_loop
 def test_critical_calls_wait_for_at_most_one_that_has_aged() -> None:
     desk, urgent, low = Desk(), Lane(0), Lane(3)
-    for _ in range(50):
-        desk.join(low)
+    desk.crowd(50, low)
     while desk.now < 4 * AGE:
         desk.join(urgent)
         desk.serve()
@@ -241,10 +238,8 @@ def test_critical_calls_wait_for_at_most_one_that_has_aged() -> None:
 @on_loop
 def test_waiting_in_a_slow_line_makes_nobody_more_urgent() -> None:
     """Else all rows of a low job that may send a few a minute were ahead of a question that has just come."""
-
     desk, low = Desk(), Lane(3)
-    for _ in range(40):
-        desk.join(low)
+    desk.crowd(40, low)
     for _ in range(30):
         desk.serve()
         desk.now += 19.0
@@ -310,13 +305,9 @@ def test_a_lane_that_is_held_back_holds_nobody_else() -> None:
 @on_loop
 def test_a_lane_that_was_held_back_has_saved_up_no_turns() -> None:
     desk, held, free = Desk(), Lane(), Lane()
-    for _ in range(100):
-        desk.join(held)
-        desk.join(free)
-    for _ in range(50):
-        desk.serve(lambda each: each.lane is held)
-    for _ in range(20):
-        desk.serve()
+    desk.crowd(100, held, free)
+    desk.serve_all(50, lambda each: each.lane is held)
+    desk.serve_all(20)
     assert desk.tokens(held) in (10.0, 11.0)
 
 

@@ -30,7 +30,7 @@ from typing import TypeAlias
 from llmlab.answers import Answers, Lease, lease
 from llmlab.call import Call, Handler
 from llmlab.clock import wall_offset
-from llmlab.events import Delta
+from llmlab.events import Delta, Following
 from llmlab.identity import key_of
 from llmlab.types import Reply
 
@@ -86,6 +86,7 @@ class Cache:
             return await inner(call)
         found = self._find(key, began)
         if found is None and key in self._flights:
+            call.emit(Following(call.index))
             found = await self._follow(key)
         if found is None:
             return await self._lead(key, call, inner)
