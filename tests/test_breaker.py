@@ -631,7 +631,7 @@ def test_a_narrow_job_has_no_ramp_and_never_less_than_the_probes() -> None:
             for name in ("window", "throttled_for", "open_for", "open_max", "probe_timeout")
             for bad in (0, -1.0, math.inf, math.nan, "5", None)
         ),
-        *(("give_up_after", bad) for bad in (0, -1, math.nan, "x")),
+        *(("give_up_after", bad) for bad in (-1, math.nan, "x")),
         *(("failure_ratio", bad) for bad in (0, 1.01, math.nan, "x")),
         *(("jitter", bad) for bad in (-0.1, 1, math.nan)),
         *(("seed", bad) for bad in (1.5, None, True)),
@@ -1047,3 +1047,19 @@ def test_the_line_is_asked_once_per_event_not_in_a_spin() -> None:
 
     run_virtual(main)
     assert door.pumps < 50 * 5 + 20
+
+
+def test_who_gives_up_at_once_sends_those_who_wait_home_while_it_is_open() -> None:
+    drive = opened(give_up_after=0.0, probes=1, open_for=5.0, jitter=0.0)
+    assert drive.rule.refuse(drive.now) is not None
+    drive.now += 5.0
+    assert drive.rule.refuse(drive.now) is None, "the next probe is due"
+
+
+def test_an_answer_that_names_a_timeout_is_an_answer() -> None:
+    """A 504 has a status: somebody is there, however bad, and only the ratio counts."""
+    drive = Drive(consecutive=2, min_calls=100)
+    late = TimedOut("gateway", phase="attempt", status=504)
+    for _ in range(9):
+        drive.end(drive.go(), late)
+    assert drive.rule.state == "closed"

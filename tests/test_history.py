@@ -2,10 +2,12 @@ import asyncio
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 import llmlab
 from llmlab.clock import run_virtual
-from llmlab.frame import columns_table
+from llmlab.columns import Column, columns_table
+from llmlab.gauges import LIMITS
 from llmlab.history import ATTEMPTS, EVENTS
 from llmlab.sim.faults import Faults
 from llmlab.sim.transport import Simulator
@@ -80,7 +82,8 @@ def test_a_frame_of_attempts_is_there_while_the_job_runs() -> None:
     assert 4 <= run_virtual(main) < 40
 
 
-def test_the_readme_shows_the_columns_of_attempts() -> None:
+@pytest.mark.parametrize(("name", "columns"), [("attempts", ATTEMPTS), ("events", EVENTS), ("limits", LIMITS)])
+def test_the_readme_shows_the_columns(name: str, columns: tuple[Column, ...]) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
-    shown = text.partition("<!-- attempts -->")[2].partition("<!-- /attempts -->")[0]
-    assert shown.strip() == columns_table(ATTEMPTS)
+    shown = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+    assert shown.strip() == columns_table(columns)

@@ -108,7 +108,7 @@ class Breaker:
     probe_timeout: float = 30.0
     """Probes that stay silent for longer than this, and than three times the p99 of successes, have failed; seconds."""
     give_up_after: float = 600.0
-    """Waiting on is pointless after so many seconds of outage; infinity: never."""
+    """Waiting on is pointless after so many seconds of outage; 0: at once, as another target is there; infinity: never."""
     late_success_probe: bool = False
     """A success of a call sent before the outage ends the wait, but not a Retry-After."""
     seed: int = 0
@@ -304,7 +304,7 @@ class Breaker:
 _SETTINGS: tuple[Setting, ...] = (
     ("min_calls consecutive probes", lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1"),
     ("window throttled_for open_for open_max probe_timeout", lambda v: 0 < v < math.inf, "seconds above 0"),
-    ("give_up_after", lambda v: v > 0, "seconds above 0, or infinity"),
+    ("give_up_after", lambda v: v >= 0, "seconds of at least 0, or infinity"),
     ("failure_ratio", lambda v: 0 < v <= 1, "above 0 and at most 1"),
     ("jitter", lambda v: 0 <= v < 1, "at least 0 and below 1"),
     ("seed", lambda v: isinstance(v, int), "a whole number"),

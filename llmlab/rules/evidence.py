@@ -91,7 +91,8 @@ class Evidence:
     def fail(self, now: float, error: LLMError) -> bool:
         """Take in an error; returns whether it speaks against the provider."""
         self._sustained = error.verdict.throttle and self._spell(now) > self.throttled_for
-        self._unreached = self._unreached + 1 if isinstance(error, Unreachable) else 0
+        # A 408 or 504 is a TimedOut as well, but something has answered.
+        self._unreached = self._unreached + 1 if isinstance(error, Unreachable) and error.status is None else 0
         counts = error.verdict.breaker or self._sustained
         if counts:
             self._window.add(now, failed=True)
