@@ -205,6 +205,7 @@ class Line:
     def _count_out(self) -> None:
         self.waiting -= 1
         if not self.waiting:  # who comes next finds all equal, and a long life leaves nothing behind
+            self._urgent = math.inf
             for group in self._classes.values():
                 group.queues.clear()
                 group.virtual = 0.0

@@ -108,7 +108,7 @@ class Breaker:
     probe_timeout: float = 30.0
     """Probes that stay silent for longer than this, and than three times the p99 of successes, have failed; seconds."""
     give_up_after: float = 600.0
-    """Waiting on is pointless after so many seconds of outage; 0: at once, as another target is there; infinity: never."""
+    """Waiting on is pointless after so many seconds of outage. 0: at once; infinity: never."""
     late_success_probe: bool = False
     """A success of a call sent before the outage ends the wait, but not a Retry-After."""
     seed: int = 0
