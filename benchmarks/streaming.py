@@ -30,7 +30,6 @@ from typing import TypeAlias
 
 import aiohttp
 import orjson
-
 from throughput import HEADERS, KEY, MODEL, PATIENCE, available, child_env, cpu_s, raise_file_limit
 
 Run: TypeAlias = Callable[[int], Awaitable[list[str]]]
@@ -75,13 +74,14 @@ WHOLE = b"".join(PIECES)
 
 
 class Connection(asyncio.Protocol):
-    """Answers each request of a connection with the same stream."""
+    """Answers each request of a connection with the same stream.
 
-    paced: "set[Connection]" = set()
-    """Those that are owed tokens, one at each tick."""
+    Args:
+        paced: Connections that get one token at each tick. None: this one gets them as fast as it goes.
+    """
 
-    def __init__(self, *, pace: bool) -> None:
-        self._pace = pace
+    def __init__(self, paced: "set[Connection] | None") -> None:
+        self._paced = paced
         self._request = b""
         self._left = 0
         self._writable = asyncio.Event()
@@ -94,7 +94,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         """Stop writing."""
-        self.paced.discard(self)
+        if self._paced is not None:
+            self._paced.discard(self)
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
@@ -105,9 +106,9 @@ class Connection(asyncio.Protocol):
         if not blank or len(body) < length:
             return
         self._request = b""
-        if self._pace:
+        if self._paced is not None:
             self._left = len(PIECES)
-            self.paced.add(self)
+            self._paced.add(self)
         else:
             self._task = asyncio.get_running_loop().create_task(self._answer())
 
@@ -125,27 +126,23 @@ class Connection(asyncio.Protocol):
         """Go on."""
         self._writable.set()
 
-    def tick(self) -> None:
-        """Write the next token."""
+    def tick(self) -> bool:
+        """Write the next token; says whether there are more."""
         self._transport.write(PIECES[-self._left])
         self._left -= 1
-        if not self._left:
-            self.paced.discard(self)
+        return self._left > 0
 
 
 async def serve(pace: float) -> None:
     """Serve on a free port, printed, until killed; `pace` in tokens per second and stream, 0: as fast as it goes."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(pace=pace > 0), "127.0.0.1", 0, backlog=4096)
+    paced: set[Connection] = set()
+    server = await loop.create_server(lambda: Connection(paced if pace else None), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     began = loop.time()
     for tick in count(1):
-        if not pace:
-            await asyncio.sleep(3600)
-            continue
-        await asyncio.sleep(began + tick / pace - loop.time())
-        for connection in tuple(Connection.paced):
-            connection.tick()
+        await asyncio.sleep(began + tick / pace - loop.time() if pace else 3600)
+        paced.difference_update([each for each in paced if not each.tick()])
 
 
 @contextlib.contextmanager
@@ -184,14 +181,12 @@ def prompts(rows: int) -> list[str]:
 
 async def swarm(ask: Callable[[str], Awaitable[str]], rows: int, streams: int) -> list[str]:
     """Ask all prompts with as many workers as streams."""
-    todo, answers = iter(prompts(rows)), []
+    todo = iter(prompts(rows))
 
-    async def work() -> None:
-        for prompt in todo:
-            answers.append(await ask(prompt))
+    async def work() -> list[str]:
+        return [await ask(prompt) for prompt in todo]
 
-    await asyncio.gather(*(work() for _ in range(streams)))
-    return answers
+    return [answer for each in await asyncio.gather(*(work() for _ in range(streams))) for answer in each]
 
 
 @contextlib.asynccontextmanager
@@ -322,16 +317,18 @@ def table(samples: list[Sample]) -> str:
     for one in samples:
         groups.setdefault((one.streams, one.client), []).append(one)
     mid = {key: statistics.median(one.per_core for one in group) for key, group in groups.items()}
-    lines = [
-        f"{'streams':>7}  {'client':<8}{'tokens/s':>11}{'per core':>11}{'lowest':>11}{'highest':>11}"
-        f"{'CPU s/M':>9}{'/ SDK':>8}"
-    ]
+    heads = ("tokens/s", "per core", "lowest", "highest", "CPU s/M", "/ SDK")
+    lines = [f"{'streams':>7}  {'client':<8}" + "".join(f"{head:>11}" for head in heads)]
     for (streams, client), group in groups.items():
         cores = [one.per_core for one in group]
-        wall, core, sdk = statistics.median(one.tokens_s for one in group), mid[streams, client], mid.get((streams, SDK))
+        wall, core, sdk = (
+            statistics.median(one.tokens_s for one in group),
+            mid[streams, client],
+            mid.get((streams, SDK)),
+        )
         ratio = f"{core / sdk:.1f}" if sdk else "-"
-        figures = f"{wall:>11,.0f}{core:>11,.0f}{min(cores):>11,.0f}{max(cores):>11,.0f}{1e6 / core:>9.2f}"
-        lines.append(f"{streams:>7,}  {client:<8}{figures}{ratio:>8}")
+        figures = f"{wall:>11,.0f}{core:>11,.0f}{min(cores):>11,.0f}{max(cores):>11,.0f}{1e6 / core:>11.2f}"
+        lines.append(f"{streams:>7,}  {client:<8}{figures}{ratio:>11}")
     return "\n".join(lines)
 
 

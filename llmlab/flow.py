@@ -1,13 +1,25 @@
 """Back-pressure: who reads an answer waits while whoever shows it is behind.
 
-Nothing is read from the connection meanwhile, so that the provider has to wait, too, and memory stays small. The
-deadlines of an attempt stand still: a slow reader on this side is not slowness of the provider.
+    Flow   the tap between the answers of a job and their one consumer
+    Hold   one call's share of it
+    Pipe   where their pieces wait for the consumer; closes the tap, and opens it again
+
+Nothing is read from a connection that is held back, so that the provider has to wait, too, and memory stays small.
+The deadlines of an attempt stand still: a slow reader on this side is not slowness of the provider.
 """
 
 import asyncio
 import math
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
+
+E = TypeVar("E", bound=Exception)
+
+FULL, LOW = 65_536, 16_384
+"""Characters waiting for the consumer at which the tap is closed, and at which it is opened again."""
+ERROR = 1_000
+"""Characters that an error counts for."""
 
 
 class Flow:
@@ -61,3 +73,128 @@ def _reschedule(deadline: asyncio.Timeout | None, when: float | None) -> None:
     if deadline is not None:
         with suppress(RuntimeError):  # its attempt has ended: a hedge's, or the one before a retry without deadlines
             deadline.reschedule(when)
+
+
+class Source(Protocol):
+    """What makes the pieces: a Job."""
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it was stopped; "interrupted" by Ctrl-C or the notebook's Stop. None: it was not."""
+        ...
+
+    def wait(self) -> Coroutine[Any, Any, Any]:
+        """Wait for its end, on any loop."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop it, from any thread."""
+        ...
+
+    def on_loop(self, callback: Callable[[], object]) -> None:
+        """Run `callback` on its loop, from any thread."""
+        ...
+
+
+class Pipe(Generic[E]):
+    """From the job's loop, which never waits, to the consumer's, which may be another one, in another thread.
+
+    No lock is needed: each field is written by one of the two alone (`_asleep` but for a wake-up too many), and each
+    looks again at what the other may have changed once it has said what it is about to do. A piece is a row's position
+    and some of its text, or the error that ended it.
+
+    Args:
+        job: What makes the pieces. It is begun at the loop's next turn, and stopped when the pipe is closed.
+        flow: The tap.
+    """
+
+    def __init__(self, job: Source, flow: Flow) -> None:
+        self._job, self._flow = job, flow
+        self._queue: list[tuple[int, str | E]] = []
+        self._batch: list[tuple[int, str | E]] = []  # what the consumer has in hand, and its size
+        self._size = 0
+        self._put = self._taken = 0  # characters so far: the one is the job's to count, the other the consumer's
+        self._consumer = asyncio.get_running_loop()
+        self._asleep, self._news = False, asyncio.Event()
+        self._ended = self._dropped = False
+        self._waiting = self._consumer.create_task(job.wait())
+        self._waiting.add_done_callback(self._end)
+
+    # -- on the job's loop --------------------------------------------------------------------------------
+
+    def put(self, index: int, piece: str | E) -> None:
+        """Hand over a piece."""
+        self._queue.append((index, piece))
+        self._put += len(piece) if isinstance(piece, str) else ERROR
+        if self._put - self._taken > FULL:
+            self._hold_back()
+        if self._asleep:
+            self._wake()
+
+    def _hold_back(self) -> None:
+        self._flow.open.clear()
+        if self._put - self._taken <= LOW:  # the consumer took it all just before, and found nothing to open
+            self._flow.open.set()
+
+    def _wake(self) -> None:
+        self._asleep = False
+        if asyncio.get_running_loop() is self._consumer:
+            self._news.set()
+            return
+        try:
+            self._consumer.call_soon_threadsafe(self._news.set)
+        except RuntimeError:  # its loop is closed: nobody will read on
+            self._job.cancel()
+
+    # -- on the consumer's --------------------------------------------------------------------------------
+
+    async def take(self) -> list[tuple[int, str | E]]:
+        """All that has come since the last time, which thereby has been consumed; nothing at the end."""
+        self._account()
+        while self._dropped or not self._queue:
+            if self._ended:
+                return []
+            self._news.clear()
+            self._asleep = True
+            if (self._dropped or not self._queue) and not self._ended:
+                await self._news.wait()
+            self._asleep = False
+        batch = self._batch = self._queue[:]
+        del self._queue[: len(batch)]
+        self._size = sum([len(piece) if isinstance(piece, str) else ERROR for _, piece in batch])
+        return batch
+
+    def _account(self) -> None:
+        self._taken += self._size
+        self._size = 0
+        if self._put - self._taken <= LOW and not self._flow.open.is_set():
+            self._job.on_loop(self._flow.open.set)
+
+    def _end(self, _: "asyncio.Future[Any]") -> None:
+        if self._job.stopped == "interrupted":  # who presses Stop wants no more of it
+            self.drop()
+        self._ended = True
+        if self._asleep:
+            self._wake()
+
+    def drop(self) -> None:
+        """Throw away what the consumer has not had yet, also of the batch in its hand, and what may still come."""
+        self._dropped = True
+        self._batch.clear()
+
+    def check(self) -> None:
+        """Raise what the job raised, once it has ended.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        self._waiting.result()
+        if self._job.stopped == "interrupted":
+            raise KeyboardInterrupt
+
+    async def aclose(self) -> None:
+        """Stop the job, if it still runs, and wait until its connections are closed."""
+        if not self._waiting.done():
+            self._job.cancel()
+            await asyncio.wait([self._waiting])
+        _ = self._waiting.cancelled() or self._waiting.exception()  # seen: nobody else will ask

@@ -79,6 +79,12 @@ class Job(Generic[T]):
 
     async def wait(self) -> T:
         """What `await job` does, as a coroutine."""
+        try:
+            return await self._wait()
+        finally:
+            self._showing.settle()
+
+    async def _wait(self) -> T:
         if self._home.elsewhere:
             loop = self._home.loop
             assert loop is not None  # noqa: S101  a home elsewhere has a loop

@@ -41,6 +41,18 @@ class Showing:
         self.ended = asyncio.get_running_loop().time()
         if self._ticker is not None:
             self._ticker.cancel()
+        self._close()
+
+    def settle(self) -> None:
+        """Draw the end once more, in the cell that has waited for it.
+
+        What a job draws by itself belongs to the cell that made it, and whoever runs a notebook without a browser hears
+        only the cell at work.
+        """
+        if self.ended is not None:
+            self._close()
+
+    def _close(self) -> None:
         if self._view is not None:
             try:
                 self._view.close()

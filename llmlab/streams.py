@@ -14,6 +14,7 @@ Text that was handed out is not taken back: from the first piece on a failure is
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -22,17 +23,12 @@ from typing import Any, Self, TypeAlias
 
 from llmlab.errors import LLMError
 from llmlab.events import Delta, Finished, Rerouted, Retrying
-from llmlab.flow import Flow
+from llmlab.flow import Flow, Pipe
 from llmlab.frame import Frame
 from llmlab.job import Job
-from llmlab.loops import running_loop
 from llmlab.pieces import By, Cutter, cutter
 from llmlab.types import Item, Outcome, Reply
 
-FULL, LOW = 65_536, 16_384
-"""Characters waiting for the reader at which connections are held back, and at which they may go on."""
-ERROR = 1_000
-"""Characters that an error counts for."""
 BREATH = 0.005
 """Seconds after which the event loop gets a turn, though there is more to read: a loop's body need not wait for it."""
 
@@ -42,111 +38,12 @@ Open: TypeAlias = Callable[[Flow], Job[Any]]
 """Begins the job whose answers are streamed."""
 
 
-class _Pipe:
-    """From the job's loop, which never waits, to the reader's, which may be another one, in another thread.
-
-    No lock is needed: each field is written by one of the two alone (`_asleep` but for a wake-up too many), and each
-    looks again at what the other may have changed after it has said what it is about to do.
-    """
-
-    def __init__(self, job: Job[Any], flow: Flow) -> None:
-        self._job, self._flow = job, flow
-        self._queue: list[Piece] = []
-        self._batch: list[Piece] = []  # what the reader has in hand, and its size
-        self._size = 0
-        self._put = self._taken = 0  # characters so far: the one is the job's to count, the other the reader's
-        self._reader = asyncio.get_running_loop()
-        self._asleep, self._news = False, asyncio.Event()
-        self._ended = False
-        self._waiting = self._reader.create_task(job.wait())
-        self._waiting.add_done_callback(self._end)
-
-    # -- on the job's loop --------------------------------------------------------------------------------
-
-    def put(self, index: int, piece: str | LLMError) -> None:
-        """Hand over a piece."""
-        self._queue.append((index, piece))
-        self._put += len(piece) if isinstance(piece, str) else ERROR
-        if self._put - self._taken > FULL:
-            self._hold_back()
-        if self._asleep:
-            self._wake()
-
-    def _hold_back(self) -> None:
-        self._flow.open.clear()
-        if self._put - self._taken <= LOW:  # the reader took it all just before, and found nothing to open
-            self._flow.open.set()
-
-    def _wake(self) -> None:
-        self._asleep = False
-        if running_loop() is self._reader:
-            self._news.set()
-            return
-        try:
-            self._reader.call_soon_threadsafe(self._news.set)
-        except RuntimeError:  # its loop is closed: nobody will read on
-            self._job.cancel()
-
-    # -- on the reader's ----------------------------------------------------------------------------------
-
-    async def take(self) -> list[Piece]:
-        """All that has come since; nothing at the end."""
-        self._account()
-        while not self._queue:
-            if self._ended:
-                return []
-            self._news.clear()
-            self._asleep = True
-            if not self._queue and not self._ended:
-                await self._news.wait()
-            self._asleep = False
-        batch = self._batch = self._queue[:]
-        del self._queue[: len(batch)]
-        self._size = sum([len(piece) if isinstance(piece, str) else ERROR for _, piece in batch])
-        return batch
-
-    def _account(self) -> None:
-        self._taken += self._size
-        self._size = 0
-        if self._put - self._taken <= LOW and not self._flow.open.is_set():
-            self._job.on_loop(self._flow.open.set)
-
-    def _end(self, _: "asyncio.Future[Any]") -> None:
-        if self._job.stopped == "interrupted":  # whoever presses Stop wants no more of it
-            self.drop()
-        self._ended = True
-        if self._asleep:
-            self._wake()
-
-    def drop(self) -> None:
-        """Throw away what the reader has not had yet."""
-        self._queue.clear()
-        self._batch.clear()
-
-    def check(self) -> None:
-        """Raise what the job raised.
-
-        Raises:
-            KeyboardInterrupt: it was interrupted.
-        """
-        self._waiting.result()
-        if self._job.stopped == "interrupted":
-            raise KeyboardInterrupt
-
-    async def aclose(self) -> None:
-        """Stop a job whose reader has gone, and wait until its connections are closed."""
-        if not self._waiting.done():
-            self._job.cancel()
-            await asyncio.wait([self._waiting])
-        _ = self._waiting.cancelled() or self._waiting.exception()  # seen: nobody else will ask
-
-
-class _Closing:
+class _Closing(ABC):
     """What may stand in `async with`."""
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Close the connections and end the loop that reads, if there is one. A second call does nothing."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,7 +65,7 @@ class Streams(_Closing):
         cutter(by)  # complains here, before anything is sent
         self._open, self._by = open_job, by
         self._job: Job[Any] | None = None
-        self._pipe: _Pipe | None = None
+        self._pipe: Pipe[LLMError] | None = None
         self._cutters: dict[int, Cutter] = {}
         self._flow = Flow()
         self.closed = False
@@ -214,17 +111,17 @@ class Streams(_Closing):
         finally:
             await pipe.aclose()
 
-    def _begin(self) -> _Pipe:
+    def _begin(self) -> Pipe[LLMError]:
         if self.closed or self._job is not None:
             raise RuntimeError("a stream can be read once: begin another one")
         job = self._job = self._open(self._flow)
-        pipe = self._pipe = _Pipe(job, self._flow)
+        pipe = self._pipe = Pipe(job, self._flow)
         self._listen(job, pipe)
         return pipe
 
     # -- on the job's loop --------------------------------------------------------------------------------
 
-    def _listen(self, job: Job[Any], pipe: _Pipe) -> None:
+    def _listen(self, job: Job[Any], pipe: Pipe[LLMError]) -> None:
         def whole(event: Delta) -> None:
             if event.text:
                 self._hand_over(pipe, event.index, (event.text,))
@@ -245,12 +142,12 @@ class Streams(_Closing):
             found = self._cutters[index] = cutter(self._by)
         return found
 
-    def _hand_over(self, pipe: _Pipe, index: int, pieces: Iterable[str]) -> None:
+    def _hand_over(self, pipe: Pipe[LLMError], index: int, pieces: Iterable[str]) -> None:
         for piece in pieces:
             self._flow.calls[index].committed = True
             pipe.put(index, piece)
 
-    def _finished(self, pipe: _Pipe, outcome: Outcome) -> None:
+    def _finished(self, pipe: Pipe[LLMError], outcome: Outcome) -> None:
         index = outcome.index
         held_back = self._cutters.pop(index, None)
         if held_back is not None and self._gives_rest(outcome):
@@ -309,7 +206,7 @@ class _Heat(Streams):
 
     winner: int | None = None
 
-    def _listen(self, job: Job[Any], pipe: _Pipe) -> None:
+    def _listen(self, job: Job[Any], pipe: Pipe[LLMError]) -> None:
         job.bus.subscribe(lambda event: self._heard(event.index) if event.text else None, Delta)
         super()._listen(job, pipe)
 
@@ -318,7 +215,7 @@ class _Heat(Streams):
             self.winner = index
             self.job.keep_only(index)
 
-    def _finished(self, pipe: _Pipe, outcome: Outcome) -> None:
+    def _finished(self, pipe: Pipe[LLMError], outcome: Outcome) -> None:
         if outcome.status == "ok":
             self._heard(outcome.index)
         super()._finished(pipe, outcome)

@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-QUIET = "import warnings; import llmlab, asyncio, pandas as pd\nfrom llmlab import lab as _l; _l._told = True"
+QUIET = "import warnings; import llmlab, asyncio, pandas as pd\nfrom llmlab import core as _c; _c._told = True"
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
@@ -37,7 +37,7 @@ def test_a_shipped_notebook_runs_as_it_stands(path: Path, tmp_path: Path) -> Non
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_calls"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_first_calls", "02_live"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
