@@ -77,7 +77,7 @@ def _table(job: _Any) -> _View:
     return view
 
 
-_MAKERS.update(widget=_board, html=_table)
+_MAKERS.update({"widget": _board, "html": _table})
 
 
 def load_ipython_extension(shell: _Any) -> None:

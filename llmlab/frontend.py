@@ -12,7 +12,7 @@ so whatever is live must leave something still behind.
 import importlib.util
 import os
 import sys
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 Frontend: TypeAlias = Literal["widget", "html", "text", "none"]
 
@@ -29,7 +29,7 @@ def frontend() -> Frontend:
     if wanted:
         if wanted not in KINDS:
             raise ValueError(f"LLMLAB_UI must be one of {', '.join(KINDS)}, not {wanted!r}")
-        return cast("Frontend", wanted)
+        return wanted
     if not in_kernel():
         return "text" if sys.stderr is not None and sys.stderr.isatty() else "none"
     if any(name.startswith("SPYDER") for name in os.environ) or importlib.util.find_spec("anywidget") is None:

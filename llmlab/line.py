@@ -208,11 +208,9 @@ class Line:
             self._urgent = math.inf
             for group in self._classes.values():
                 group.queues.clear()
-                group.virtual = 0.0
 
     def _set_clocks(self, now: float) -> None:
-        if self.waiting:
-            for group in self._classes.values():
-                if group.priority > self._urgent:
-                    group.passed += now - self._at
+        for group in self._classes.values():
+            if group.priority > self._urgent:
+                group.passed += now - self._at
         self._at = now

@@ -36,7 +36,7 @@ def load(shell: InteractiveShell) -> None:
         """Stream the answer to this cell's text; `%%llm --help` says more."""
         run_cell(shell, line, cell)
 
-    shell.register_magic_function(llm, magic_kind="cell", magic_name="llm")
+    shell.register_magic_function(llm, magic_kind="cell", magic_name="llm")  # type: ignore[call-arg, arg-type]
 
 
 def run_cell(shell: InteractiveShell, line: str, cell: str) -> None:
@@ -76,7 +76,7 @@ class _Cell:
 
     def __init__(self) -> None:
         self._text, self._drawn = "", 0.0
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def add(self, piece: str) -> None:
         self._text += piece

@@ -25,7 +25,7 @@ class HtmlView:
 
     def show(self) -> None:
         """Display it in the cell at work."""
-        handle = display(bundle(self._job.look()), raw=True, display_id=True)
+        handle = display(bundle(self._job.look()), raw=True, display_id=True)  # type: ignore[no-untyped-call]
         if handle is not None:
             self._handles.append(handle)
 
@@ -38,4 +38,4 @@ class HtmlView:
     def close(self) -> None:
         """Redraw."""
         for handle in self._handles:
-            handle.update(bundle(self._job.look()), raw=True)
+            handle.update(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]

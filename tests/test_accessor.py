@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 import llmlab
+from llmlab.accessor import SeriesAccessor
 from llmlab.clock import run_virtual
 from llmlab.sim import Simulator
 
@@ -14,7 +15,8 @@ def test_a_frame_is_answered_row_by_row_with_its_own_index() -> None:
     frame = pd.DataFrame({"review": ["good", "bad"]}, index=["x", "y"])
 
     async def main() -> pd.DataFrame:
-        return await frame.llm.run(make_lab(), template="Classify: {review}")
+        job: llmlab.Job[pd.DataFrame] = frame.llm.run(make_lab(), template="Classify: {review}")
+        return await job
 
     out = run_virtual(main)
     assert out.index.tolist() == ["x", "y"]
@@ -26,7 +28,9 @@ def test_a_column_is_answered() -> None:
     prompts = pd.Series(["a", "b"], index=[7, 8])
 
     async def main() -> pd.DataFrame:
-        return await prompts.llm.run(make_lab())
+        job: llmlab.Job[pd.DataFrame] = SeriesAccessor(prompts).run(make_lab())
+        assert isinstance(prompts.llm, SeriesAccessor)
+        return await job
 
     assert run_virtual(main).index.tolist() == [7, 8]
 

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.call import Call
+from llmlab.call import Call, Lane
 from llmlab.clock import run_virtual
-from llmlab.errors import ServerError
+from llmlab.errors import BudgetSpent, ProviderDown, QueueFull, ServerError
+from llmlab.estimate import Estimator
 from llmlab.events import Admitted
 from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
+from llmlab.rules.adapt import Decision
 from llmlab.rules.slots import Slots
+from llmlab.rules.spend import Spend
 from llmlab.strategy import Strategy
-from llmlab.types import Reply
+from llmlab.types import Prompt, Reply
 from tests.conftest import Script, reply
 
 
@@ -65,9 +68,7 @@ class Every:
 
 
 def slots_of(gate: Admit) -> Slots:
-    (rule,) = gate.rules
-    assert isinstance(rule, Slots)
-    return rule
+    return next(rule for rule in gate.rules if isinstance(rule, Slots))
 
 
 async def run_all(gate: Admit, calls: list[Call], endpoint: Busy) -> None:
@@ -234,42 +235,128 @@ def test_a_copy_has_the_settings_and_none_of_the_state(make_call) -> None:
     run_virtual(main)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3), st.booleans(), st.floats(0, 6)), min_size=1, max_size=25),
-    st.integers(1, 4),
-)
-def test_the_limit_holds_and_no_slot_leaks_whatever_is_cancelled(
-    rows: list[tuple[float, float, bool, float]], limit: int
-) -> None:
-    gate = Admit((Slots(limit),))
-    now = most = 0
+@pytest.mark.parametrize("patient", [True, False])
+def test_only_an_impatient_call_is_refused_when_the_line_is_full(make_call, patient: bool) -> None:
+    gate, endpoint = Admit((Slots(1),), queue=2), Busy()
 
-    async def endpoint(call: Call) -> Reply:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        try:
-            await asyncio.sleep(rows[call.index][1])
-        finally:
-            now -= 1
-        if call.index % 3 == 0:
-            raise ServerError("boom")
-        return reply()
+    async def main() -> list[Reply | BaseException]:
+        calls = [make_call(i, lane=Lane(patient=patient)) for i in range(5)]
+        return await asyncio.gather(*(gate(call, endpoint) for call in calls), return_exceptions=True)
 
-    async def row(index: int) -> None:
-        await asyncio.sleep(rows[index][0])
-        await gate(Call(index, None, lambda _: None, seq=index), endpoint)  # type: ignore[arg-type]
+    out = run_virtual(main)
+    assert [isinstance(each, QueueFull) for each in out] == [False] * 3 + [not patient] * 2
+    if not patient:
+        assert str(out[4]).startswith("2 requests wait in the lab's line already, its bound is 2")
+
+
+def test_a_low_call_gets_through_within_three_minutes_while_critical_ones_saturate(make_call) -> None:
+    gate, endpoint = Admit((Slots(1),)), Busy(1.0)
+
+    async def main() -> float:
+        critical = [asyncio.create_task(gate(make_call(i, lane=Lane(0)), endpoint)) for i in range(400)]
+        await asyncio.sleep(0)
+        await gate(make_call(1000, lane=Lane(3)), endpoint)
+        for task in critical:
+            task.cancel()
+        return asyncio.get_running_loop().time()
+
+    assert 180.0 <= run_virtual(main) <= 185.0
+
+
+def test_a_paused_lane_waits_until_it_is_released_and_holds_nobody(make_call) -> None:
+    gate, endpoint, lane = Admit((Slots(9),)), Busy(1.0), Lane(held=True)
 
     async def main() -> None:
-        tasks = [asyncio.create_task(row(i)) for i in range(len(rows))]
-        loop = asyncio.get_running_loop()
-        for task, (_, _, cancelled, when) in zip(tasks, rows, strict=True):
-            if cancelled:
-                loop.call_later(when, task.cancel)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert slots_of(gate).in_use == 0
-        assert gate.waiting == 0
+        paused = asyncio.create_task(gate(make_call(0, lane=lane), endpoint))
+        await gate(make_call(1), endpoint)
+        assert (gate.held_by, gate.waits_for(lane), gate.waiting) == ("paused", "paused", 1)
+        lane.held = False
+        gate.pump()
+        await paused
+        assert (gate.held_by, gate.waits_for(lane), gate.waiting) == (None, None, 0)
 
     run_virtual(main)
-    assert most <= limit
+    assert endpoint.order == [1, 0]
+
+
+class Chatty(Every):
+    """A rule that tells something whenever it is asked, taken from or settled."""
+
+    def wait(self, now: float, cost: Mapping[str, float]) -> float:  # noqa: ARG002
+        self.tell(Decision(now, 1, "asked"))
+        return 0.0
+
+    def take(self, now: float, cost: Mapping[str, float]) -> None:
+        self.wait(now, cost)
+
+    def settle(self, *_: object) -> None:
+        self.wait(0.0, {})
+
+    def watch(self, changed: object, tell: Callable[[object], None]) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.tell = tell
+
+
+@pytest.mark.parametrize("chatty_first", [True, False])
+def test_who_listens_to_a_rule_may_change_a_limit_in_the_middle_of_a_decision(make_call, chatty_first: bool) -> None:
+    rules = (Chatty(0.0), Slots(2)) if chatty_first else (Slots(2), Chatty(0.0))
+    gate, endpoint = Admit(rules), Busy(1.0)
+    limits = iter([1, 5, 2, 3, 1, 4, 6, 1, 2, 3] * 6)
+
+    def meddle(what: Decision) -> None:
+        if what.reason == "asked" and (limit := next(limits, None)):
+            slots_of(gate).resize(limit)
+
+    gate.bus.subscribe(meddle, Decision)
+    run_virtual(lambda: run_all(gate, [make_call(i) for i in range(30)], endpoint))
+    assert sorted(endpoint.order) == list(range(30))
+    assert endpoint.most <= 6
+    assert (slots_of(gate).in_use, gate.waiting) == (0, 0)
+
+
+def test_who_is_sent_home_by_a_rule_has_an_error_of_his_own_and_his_waiting_on_account(make_call) -> None:
+    class Gone(Every):
+        def refuse(self, now: float) -> ProviderDown | None:  # type: ignore[override]
+            return ProviderDown("gone") if now > 20 else None
+
+    gate = Admit((Gone(30.0),))
+    calls = [make_call(i) for i in range(4)]
+
+    async def main() -> list[Reply | BaseException]:
+        asyncio.get_running_loop().call_later(25, gate.pump)
+        return await asyncio.gather(*(gate(call, Busy(1.0)) for call in calls), return_exceptions=True)
+
+    errors = run_virtual(main)[1:]
+    assert len({id(each) for each in errors if isinstance(each, ProviderDown)}) == 3
+    assert [call.queue_s for call in calls] == pytest.approx([0, 25, 25, 25], abs=0.01)
+    assert (gate.waiting, gate.held_by) == (0, None)
+
+
+SECONDS = st.floats(0, 6)
+ROWS = st.lists(st.tuples(SECONDS, SECONDS, st.booleans(), SECONDS, st.integers(0, 3)), min_size=1, max_size=25)
+
+
+@settings(max_examples=80, deadline=None)
+@given(ROWS, st.integers(1, 4), st.integers(0, 4000))
+def test_limits_hold_and_nothing_leaks_whatever_is_cancelled_refused_or_fails(
+    rows: list[tuple[float, float, bool, float, int]], limit: int, tokens: int
+) -> None:
+    gate, budgets = Admit((Slots(limit),), Estimator()), [Spend(tokens=1 + tokens), Spend(tokens=1500)]
+    lanes = [Lane(n, budgets=tuple(budgets[: n % 3])) for n in range(4)]
+
+    async def row(index: int) -> None:
+        began, takes, *_, lane = rows[index]
+        await asyncio.sleep(began)
+        call = Call(index, Prompt.of("x"), lambda _: None, seq=index, lane=lanes[lane])
+        await gate(call, Script(takes if index % 3 else ServerError("boom")))
+
+    async def main() -> list[object]:
+        tasks = [asyncio.create_task(row(i)) for i in range(len(rows))]
+        for task, (_, _, cancelled, when, _) in zip(tasks, rows, strict=True):
+            if cancelled:
+                asyncio.get_running_loop().call_later(when, task.cancel)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    out = run_virtual(main)
+    assert {type(each) for each in out} <= {type(None), ServerError, BudgetSpent, asyncio.CancelledError}
+    assert (slots_of(gate).in_use, gate.waiting, gate.held_by) == (0, 0, None)
+    assert [(each.in_use, each.reserved_tokens) for each in budgets] == [(0, 0.0), (0, 0.0)]

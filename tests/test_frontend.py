@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from llmlab import frontend as module
 from llmlab.frontend import frontend
 from llmlab.views import MAKERS, live_maker, maker
 
@@ -27,7 +26,7 @@ def in_ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
 
 def in_notebook(monkeypatch: pytest.MonkeyPatch, *, anywidget: bool) -> None:
     in_ipython(monkeypatch, SimpleNamespace(kernel=object()))
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: object() if anywidget else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object() if anywidget else None)
 
 
 class Terminal(io.StringIO):

@@ -1,14 +1,12 @@
 """Runs with a journal: nothing reported is lost, nothing answered is paid for twice."""
 
 import asyncio
-import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
+import re
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from llmlab.logbook import JournalBusy, JournalMismatch
 from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Physics
 from llmlab.sim.transport import Simulator
+from tests import kill_moments
+from tests.kill_moments import DELAYS, Kill, Life, Report, Trial, Victim, fate, kill_often, plan, question, read_log
 
 
 @pytest.fixture
@@ -193,76 +193,172 @@ def test_a_folder_that_is_not_there_is_an_error_before_anything_is_sent(tmp_path
 
 # -- kill -9 ----------------------------------------------------------------------------------------------
 
-VICTIM = """
-import sys
-import llmlab
-from llmlab import lab
-lab._told = True
-base, path, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-async def main():
-    lab = llmlab.Lab("openai:any", base_url=base, api_key="k", concurrency=16, seed=1)
-    job = lab.run_many((f"Row {n}" for n in range(rows)), journal=path, progress=False, max_tokens=8)
-    async for outcome in job:
-        print(outcome.index, flush=True)
-    print("end", flush=True)
+def test_kill_9_at_random_moments_loses_no_reported_row_and_pays_only_for_what_was_in_flight(tmp_path: Path) -> None:
+    seed = int(os.environ.get("KILL_SEED", "1"))
+    report = kill_often(tmp_path, moments=6, rows=250, seed=seed, faults="mixed:0.02")
+    assert len(report.kills) == 6
+    assert 0 <= report.beyond <= report.total("out")
+    last = journal.read(tmp_path / "trial-1.sqlite")
+    assert last.index.tolist() == list(range(250))
+    assert (last.status == "ok").all()
 
-import asyncio
-asyncio.run(main())
-"""
+
+def test_a_report_adds_up_what_the_kills_met() -> None:
+    some, none = frozenset({1, 2}), frozenset[int]()
+    kills = [Kill("start", 3, some, some | {3, 4, 5}, "with log"), Kill("end", 250, none, none, "plain")]
+    report = Report(rows=250, received=270, faults=14, kills=[*kills, Kill("start", 9, frozenset({1}), some, "empty")])
+    assert report.beyond == 6
+    assert (report.total("flying"), report.total("out"), report.total("out", {"end"})) == (3, 7, 0)
+    assert re.search(r"^start +2 +3\.\.9 +3 +7  1 with log, 1 empty$", str(report), re.MULTILINE)
+    assert "270 requests = 250 rows + 14 faults + 6 beyond the ideal" in str(report)
+
+
+@pytest.mark.parametrize("moments", [1, 2, 6, 10])
+def test_a_trial_is_killed_from_its_start_to_its_end(moments: int) -> None:
+    kinds = [kind for kind, _, _ in plan(random.Random(0), moments)]
+    assert len(kinds) == moments
+    assert kinds[0] == "start"
+    assert moments < 6 or {*kinds} == {*DELAYS}
+    assert moments < 6 or kinds[-1] == "end"
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
-    command = [sys.executable, "-m", "llmlab", "simulate", "--port", "0", "--faults", "mixed:0.02"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    assert process.stdout is not None
-    yield [process.stdout.readline().split()[-1] for _ in range(2)][1]
-    process.send_signal(signal.SIGINT)
-    process.wait(10)
-    process.stdout.close()
+def trial(path: Path) -> Trial:
+    """A trial of 20 rows that are all answered, reported and checked."""
+    simulator, log = instant(), path.with_name("requests.log")
+    asks = [question(1, index) for index in range(20)]
+    out = ask(simulator, asks, path)
+    log.write_text("".join(f"\t{each}\n" for each in asks))
+    trial = Trial(1, 20, "", path, log)
+    trial.check({index: fate("ok", content) for index, content in enumerate(out.content)})
+    trial.check_requests()
+    return trial
 
 
-def received(server: str) -> int:
-    with urllib.request.urlopen(f"{server}/sim/stats") as answer:  # noqa: S310  loopback
-        return int(json.load(answer)["by_status"].get("200", 0))
+TWICE = """
+DROP INDEX row_identity;
+INSERT INTO row (key, occ, status, position) SELECT key, occ, 'ok', 99 FROM row WHERE position = 3;
+"""
 
 
-def test_kill_9_at_random_moments_loses_no_reported_row_and_pays_only_for_what_was_in_flight(
-    server: str, path: Path
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        ("DELETE FROM row WHERE position = 3", "reported that are not in the file"),
+        ("UPDATE row SET content = 'another' WHERE position = 3", "that the file has otherwise"),
+        ("UPDATE row SET status = 'error' WHERE position = 3", "that the file has otherwise"),
+        ("UPDATE row SET position = 4 WHERE position = 3", "places that stand in the file twice"),
+        (TWICE, "keys that stand in the file twice"),
+    ],
+)
+def test_the_check_after_a_kill_sees_what_is_wrong_in_the_file(
+    trial: Trial, path: Path, harm: str, complaint: str
 ) -> None:
-    rows, rng = 250, random.Random(int(os.environ.get("KILL_SEED", "1")))
-    reported: set[int] = set()
-    kills = 0
-    while kills < 6:
-        command = [sys.executable, "-c", VICTIM, f"{server}/v1", str(path), str(rows)]
-        victim = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        assert victim.stdout is not None
-        told: list[int] = []
-        fresh = rng.randrange(5, 60)
-        for line in victim.stdout:
-            if line.strip() == "end":
-                break
-            told.append(int(line))
-            if len(set(told) - reported) >= fresh:
-                victim.send_signal(signal.SIGKILL)
-                kills += 1
-        victim.wait(20)
-        victim.stdout.close()
-        assert len(told) == len(set(told)), "each row is reported once"
-        reported |= set(told)
-        if path.exists():
-            there = journal.read(path)
-            assert there.index.is_unique
-            assert reported <= set(there.index)
-        if victim.returncode == 0:
-            break
-    final = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", VICTIM, f"{server}/v1", str(path), str(rows)], capture_output=True, text=True, check=True
-    )
-    assert sorted(map(int, final.stdout.split()[:-1])) == list(range(rows))
-    there = journal.read(path)
-    assert there.index.tolist() == list(range(rows))
-    assert (there.status == "ok").all()
-    faults_in_a_200 = int(there.attempts.sum()) - rows
-    assert received(server) <= rows + kills * (16 + 250) + faults_in_a_200
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(harm)
+    with pytest.raises(AssertionError, match=complaint):
+        trial.check({})
+
+
+def test_the_check_after_a_kill_sees_a_damaged_page(trial: Trial, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'row_identity'").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size + 3)
+        file.write(bytes(2))  # how many entries the index has
+    with pytest.raises(AssertionError, match="damages to the file"):
+        trial.check({})
+
+
+def test_the_check_after_a_kill_sees_an_answer_that_has_changed(trial: Trial) -> None:
+    with pytest.raises(AssertionError, match="reported otherwise than before"):
+        trial.check({3: fate("ok", "another")})
+
+
+def test_the_check_after_a_kill_sees_a_row_asked_again(trial: Trial, path: Path) -> None:
+    log = path.with_name("requests.log")
+    log.write_text(f"{log.read_text()}server_error\t{question(1, 3)}\n")
+    assert read_log(log)[1] == {question(1, 3): 1}
+    trial.check_requests()  # it was no answer, so nothing is paid for twice
+    with pytest.raises(AssertionError, match="asked again"):
+        trial.check({})
+
+
+def test_an_answer_too_many_is_excused_by_a_kill_that_met_its_row_only(trial: Trial, path: Path) -> None:
+    log = path.with_name("requests.log")
+    log.write_text(f"{log.read_text()}\t{question(1, 3)}\n")
+    with pytest.raises(AssertionError, match="answered too often"):
+        trial.check_requests()
+    trial.kills.append(Kill("start", 0, frozenset({3}), frozenset({4}), "with log"))
+    with pytest.raises(AssertionError, match="answered too often"):
+        trial.check_requests()
+    trial.kills.append(Kill("start", 0, frozenset(), frozenset({3}), "with log"))
+    trial.check_requests()
+
+
+def test_a_question_never_answered_is_seen(trial: Trial, path: Path) -> None:
+    path.with_name("requests.log").write_text(f"server_error\t{question(1, 3)}\n")
+    with pytest.raises(AssertionError, match="never answered: 18"):  # two of the twenty ask what others ask
+        trial.check_requests()
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (lambda life: life.frame.append(life.frame[3]), "not each once"),
+        (lambda life: life.frame.reverse(), "not each once"),
+        (lambda life: life.frame.__setitem__(3, (3, ("error", "-"))), "without an answer"),
+        (lambda life: life.told.pop(3), "not reported as they are"),
+        (lambda life: life.take("told 20 ok 0"), "not reported as they are"),
+        (lambda life: (life.frame.__setitem__(3, (3, ("ok", "0"))), life.told.update({3: ("ok", "0")})), "in the file"),
+    ],
+)
+def test_the_last_check_sees_what_is_wrong_with_the_frame(
+    trial: Trial, path: Path, harm: Callable[[Life], object], complaint: str
+) -> None:
+    life = Life()
+    for index, content in journal.read(path).content.items():
+        life.take(f"told {index} {' '.join(fate('ok', content))}")
+        life.take(f"row {index} {' '.join(fate('ok', content))}")
+    trial.check_frame(life)
+    harm(life)
+    with pytest.raises(AssertionError, match=complaint):
+        trial.check_frame(life)
+
+
+def test_a_commit_cut_off_halfway_is_told_from_a_whole_one(trial: Trial, path: Path) -> None:
+    states = [trial.state(), Trial(1, 20, "", path.with_name("none"), path).state()]
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("PRAGMA journal_mode = WAL; UPDATE row SET content = hex(zeroblob(9000)) WHERE position < 3")
+        log = Path(f"{path}-wal")
+        whole = log.read_bytes()
+        for cut in (0, 1, len(whole) // 2, len(whole)):
+            log.write_bytes(whole[: len(whole) - cut])
+            states.append(trial.state())
+        log.write_bytes(whole)
+    assert states == ["plain", "not there", "with log", "torn commit", "torn commit", "plain"]
+
+
+def test_a_row_is_out_from_its_admission_to_its_report_unless_it_backs_off() -> None:
+    life = Life()
+    for line in ("begin", "go 1", "go 2", "go 3", "go 4", "back 2", "failed 3", "back 4", "told 4 ok 0"):
+        life.take(line)
+    assert (life.begun, life.flying, life.out, life.told) == (True, {1}, {1, 2}, {4: ("ok", "0")})
+    with pytest.raises(AssertionError, match="reported twice"):
+        life.take("told 4 ok 0")
+
+
+def test_a_victim_that_fails_or_is_silent_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        Victim("http://127.0.0.1:9/v1", tmp_path / "no" / "run.sqlite", 1, 5, errors=tmp_path / "errors") as victim,
+        pytest.raises(AssertionError, match=r"(?s)victim that failed.*make it first"),
+    ):
+        victim.end(kill=False)
+    monkeypatch.setattr(kill_moments, "PATIENCE", 0.05)
+    with (
+        Victim("http://127.0.0.1:9/v1", tmp_path / "run.sqlite", 1, 5, errors=tmp_path / "errors") as victim,
+        pytest.raises(AssertionError, match="without a word"),
+    ):
+        victim.wait_for(lambda: False, look_every=0.01)

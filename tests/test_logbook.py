@@ -218,7 +218,7 @@ ATTEMPT = st.builds(
 @given(TEXT, REPLY, st.lists(ATTEMPT, max_size=3), st.tuples(*[SECONDS] * 4))
 @example("x", Reply("y" * 5_000_000, "stop", "p", "m", reasoning="\ud83d" * 1000), [], (0.0,) * 4)
 def test_a_reply_comes_back_as_it_was(
-    tmp_path: Path, prompt: str, reply: Reply, attempts: list[Attempt], spent: tuple[float, ...]
+    tmp_path: Path, prompt: str, reply: Reply, attempts: list[Attempt], spent: tuple[float, float, float, float]
 ) -> None:
     path = tmp_path / f"{next(NUMBERS)}.sqlite"
     asked = Prompt.of(prompt)

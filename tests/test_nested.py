@@ -15,8 +15,8 @@ def versions(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:
         except KeyError:
             raise metadata.PackageNotFoundError(package) from None
 
-    monkeypatch.setattr(nested.metadata, "version", version)
-    monkeypatch.setitem(sys.modules, "ipykernel", object())  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.delattr(asyncio, "_nest_patched", raising=False)
     monkeypatch.delattr(asyncio, "_nest_asyncio2", raising=False)
 

@@ -14,7 +14,7 @@ import httpx
 from llmlab.call import Call
 from llmlab.errors import AuthFailed, BadPayload, Dropped, LLMError, StreamTruncated
 from llmlab.events import Attempted, Delta
-from llmlab.prices import Prices
+from llmlab.prices import Price, Prices
 from llmlab.providers.base import Codec, Draft
 from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Sender
 from llmlab.providers.limits import levels
@@ -66,7 +66,7 @@ class Provider:
     """Where the key comes from, for messages."""
     transport: httpx.AsyncBaseTransport | None = field(default=None, repr=False)
     """The user's own transport. None: llmlab's own connections."""
-    prices: Prices = field(default_factory=dict, repr=False)
+    prices: Prices = field(default_factory=dict[str, Price], repr=False)
     """Known prices by model."""
     sender: Sender = field(init=False, repr=False)
     """The connections."""
