@@ -19,6 +19,7 @@ from llmlab.nested import enable_nested
 from llmlab.policies.admit import Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
+from llmlab.policies.hedge import Hedge
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.prices import Price
@@ -46,6 +47,7 @@ __all__ = [
     "Fallback",
     "Fixed",
     "Gradient",
+    "Hedge",
     "Job",
     "LLMError",
     "Lab",

@@ -7,6 +7,7 @@ stands in no line and holds no slot, so others are taken meanwhile, up to a boun
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 
 from llmlab.call import Call
@@ -52,7 +53,7 @@ class Feeder:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._prompts: dict[int, Prompt] = {}
         self._new: set[int] = set()  # rows taken that were never yet admitted
-        self._sent: set[int] = set()  # rows with a request in flight
+        self._sent: Counter[int] = Counter()  # requests in flight, by row: two, if one is hedged
         self._source_s = 0.0  # seconds for which the source was waited for
         self._asked: float | None = None  # since when it is, now
         self._looked = (0.0, 0.0)  # when `waits_for` was last asked, and the seconds then
@@ -191,7 +192,7 @@ class Feeder:
         self._tasks.pop(outcome.index, None)
         self._prompts.pop(outcome.index, None)
         self._new.discard(outcome.index)
-        self._sent.discard(outcome.index)
+        del self._sent[outcome.index]
         if self.journal is not None and outcome.status != "cancelled":
             self.journal.keep(outcome, self._announce)  # it is reported when it is committed
         else:
@@ -245,7 +246,7 @@ class Feeder:
             self._room.set()
 
     def _admitted(self, event: Admitted) -> None:
-        self._sent.add(event.index)
+        self._sent[event.index] += 1
         self._new.discard(event.index)
         self._make_room()
 
@@ -254,7 +255,7 @@ class Feeder:
         self._make_room()
 
     def _attempted(self, event: Attempted) -> None:
-        self._sent.discard(event.index)
+        self._sent[event.index] -= 1
 
     def _retrying(self, event: Retrying) -> None:
         if self.stopped is not None and event.index != self._kept:  # it was in flight when the job stopped: no next one
@@ -268,7 +269,7 @@ class Feeder:
             self.stopped = reason
             self.bus.emit(Stopped(reason))
         for index, task in list(self._tasks.items()):
-            if not (drain and index in self._sent):
+            if not (drain and self._sent[index] > 0):
                 task.cancel()
         if self._feeder is not None:
             self._feeder.cancel()

@@ -21,7 +21,7 @@ ATTEMPTS: tuple[Column, ...] = (
     Column("position", "int64", "", "the row's position in the input, from 0"),
     Column("attempt", "int64", "", "1 for the row's first request"),
     Column("kind", "string", "", "first, retry, hedge or fallback"),
-    Column("why", "string", "", "first, or the error class of the attempt before"),
+    Column("why", "string", "", "first, the error class of the attempt before, or slow (a hedge)"),
     Column("target", "string", "", "where it was sent: provider:model"),
     Column("status", "string", "", "ok or error"),
     Column("error_type", "string", "", "the error's class; missing when ok"),
@@ -84,6 +84,8 @@ class History:
     def _attempted(self, event: Attempted) -> None:
         error, usage = event.error, event.usage
         why, wait = self._before.pop(event.index, ("first", 0.0))
+        if event.kind == "hedge":
+            why = "slow"
         queued, waited_for = self._queued.pop(event.index, (0.0, None))
         wall = self._wall = wall_offset() if self._wall is None else self._wall
         self._attempts.append(

@@ -164,7 +164,7 @@ class Live:
             if until == math.inf:
                 notes.append(reason)
             elif until > now:
-                notes.append(f"parked {until - now:.0f} s: {reason}")
+                notes.append(f"parked {math.ceil(until - now)} s: {reason}")
         return notes
 
 
@@ -187,13 +187,15 @@ class _Line:
 
     def __init__(self) -> None:
         self._width = 0.5
-        self._began = 0.0
+        self._began: float | None = None
         self._ends: list[int] = []  # rows settled by the end of each bucket
 
     def begin(self, now: float) -> None:
         self._began = now
 
     def points(self, now: float, done: int) -> list[float]:
+        if self._began is None:  # displayed while its journal is still being opened
+            return []
         whole = int((now - self._began) / self._width)
         before, missed = (self._ends[-1] if self._ends else 0), whole - len(self._ends)
         for n in range(1, missed + 1):  # nobody looked for a while: as if they had come evenly

@@ -8,8 +8,7 @@ from llmlab.estimate import Estimator
 from llmlab.policies.admit import QUEUE, Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
-
-# HEDGE
+from llmlab.policies.hedge import Hedge
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.rules.adapt import Controller
@@ -57,7 +56,7 @@ class Strategy:
         rate: Rate | None = None,
         breaker: Breaker | None = None,
         timeout: Timeout | None = None,
-        hedge: Any = None,
+        hedge: Hedge | None = None,
         cache: Cache | None = None,
         fallback: Fallback | None = None,
         queue: int | None = None,

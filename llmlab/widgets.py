@@ -2,8 +2,9 @@
 
 What the browser says may arrive on another thread (JupyterLab with ipykernel 7.0 to 7.3 runs it on a subshell's), so a
 message only ever leaves word on the job's loop. Controls are custom messages: a state that is synced both ways gets
-stuck for good when a cell awaits on ipykernel 7.4. When the job is over the widget is replaced by a still table, which
-a notebook reopened without a kernel can show.
+stuck for good when a cell awaits on ipykernel 7.4. They are numbered, and a look says which was heard last: ipykernel 6
+leaves them until the cell is over, and the board then says so. When the job is over the widget is replaced by a still
+table, which a notebook reopened without a kernel can show.
 """
 
 import asyncio
@@ -53,6 +54,7 @@ class BoardView:
         self._widget.on_msg(self._heard)
         self._handles: list[DisplayHandle] = []
         self._drawn: Look | None = None
+        self._heard_last = 0  # number of the browser's message that was heard last
         self._over = False
 
     def show(self) -> None:
@@ -75,7 +77,7 @@ class BoardView:
         look = self._job.look()
         if look != self._drawn:
             self._drawn = look
-            self._widget.send({"kind": "look", "look": asdict(look)})
+            self._widget.send({"kind": "look", "look": asdict(look), "heard": self._heard_last})
 
     def close(self) -> None:
         """Put a still table in the place of each board."""
@@ -86,14 +88,18 @@ class BoardView:
             handle.update(bundle(look), raw=True)
         self._widget.close()
 
-    def _heard(self, _: object, message: Mapping[str, Any], __: object) -> None:
+    def _heard(self, _: object, message: object, __: object) -> None:
         """Do what a control asks for. May be called on any thread."""
-        kind, limit = message.get("kind"), message.get("limit")
+        if not isinstance(message, Mapping):
+            return
+        kind, limit, number = (message.get(name) for name in ("kind", "limit", "number"))
         if kind == "stop":
             self._job.cancel()
         elif kind == "pause":
             self._job.pause()
         elif kind == "resume":
             self._job.resume()
-        elif kind == "concurrency" and isinstance(limit, int) and 1 <= limit <= MOST:
+        elif kind == "concurrency" and type(limit) is int and 1 <= limit <= MOST:  # True is no limit
             self._job.concurrency = limit
+        if isinstance(number, int):
+            self._heard_last = number

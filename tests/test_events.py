@@ -7,13 +7,28 @@ import pytest
 
 from llmlab import events
 from llmlab.errors import ServerError
-from llmlab.events import Admitted, Attempted, Bus, Delta, Event, Finished, Retrying, Stopped
+from llmlab.events import (
+    Admitted,
+    Attempted,
+    Bus,
+    Delta,
+    Event,
+    Finished,
+    Following,
+    Rerouted,
+    Retrying,
+    Stopped,
+    Told,
+)
 from llmlab.types import Outcome, Usage
 
 ONE_OF_EACH: list[Event] = [
     Admitted(0, 1.0, 0.5),
     Attempted(0, 1, 1.0, 2.0, None, Usage(1, 2)),
     Delta(0, "text"),
+    Following(0),
+    Rerouted(0, ServerError("boom"), "openai:b"),
+    Told("openai:a", object()),
     Retrying(0, 1, 0.5, ServerError("boom")),
     Finished(Outcome(0, None, "cancelled", None, None)),
     Stopped("because"),

@@ -61,7 +61,7 @@ def test_a_kernel_awaits_takes_results_and_runs_jobs_between_cells(tmp_path: Pat
     assert shown[3] == "'stop'"
     assert shown[6] == "True", "a job goes on in the background between cells"
     assert shown[7] == "['ok', 'ok']"
-    assert "2/2" in shown[8]
+    assert "2 of 2" in shown[8]
 
 
 def test_plain_ipython_awaits_at_the_prompt(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 // The live board of a job. All that is shown is set as text; no HTML comes from the kernel.
 //
 // The latest look is kept with the model, not with a view: messages that arrive before the first view is drawn,
-// or while none is, are not lost. Controls are custom messages: a kernel that is busy with a cell may answer them late,
-// so nothing here waits for an answer.
+// or while none is, are not lost. Controls are numbered custom messages: a kernel that is busy with a cell may hear them
+// late, so nothing here waits for it; after a while the board says so.
+
+const UNHEARD = "The kernel hears this when the cell is over. The notebook's own Stop (\u25a0) works at once.";
+const PATIENCE = 2000; // milliseconds after which a message counts as unheard
 
 const stores = new Map();
 
@@ -10,15 +13,28 @@ function storeOf(model) {
   const id = model.get("uid");
   let store = stores.get(id);
   if (store) return store;
-  store = { look: model.get("look"), views: new Set() };
+  store = { look: model.get("look"), views: new Set(), sent: 0, sentAt: 0, heard: 0 };
+  store.draw = () => store.views.forEach((draw) => draw());
   stores.set(id, store);
   model.on("msg:custom", (message) => {
     if (message.kind !== "look") return;
     store.look = message.look;
-    for (const draw of store.views) draw();
+    store.heard = message.heard;
+    store.draw();
   });
   return store;
 }
+
+function tell(model, message) {
+  const store = storeOf(model);
+  // Numbers of a reloaded page must not be those of the page before.
+  store.sent = Math.max(Date.now(), store.sent + 1);
+  store.sentAt = Date.now();
+  model.send({ ...message, number: store.sent });
+  setTimeout(store.draw, PATIENCE);
+}
+
+const isUnheard = (store) => store.heard < store.sent && Date.now() - store.sentAt >= PATIENCE;
 
 function element(tag, className, parent) {
   const made = document.createElement(tag);
@@ -93,9 +109,10 @@ function makeFigures(parent) {
 }
 
 function makeControls(parent, model) {
+  parent.dataset.lmSuppressShortcuts = "true"; // JupyterLab takes the arrow keys otherwise
   const stop = element("button", "llmlab-stop", parent);
   stop.textContent = "Stop";
-  stop.onclick = () => model.send({ kind: "stop" });
+  stop.onclick = () => tell(model, { kind: "stop" });
   const pause = element("button", "llmlab-pause", parent);
   const label = element("label", "llmlab-label", parent);
   label.textContent = "concurrency ";
@@ -107,14 +124,14 @@ function makeControls(parent, model) {
   slider.oninput = () => {
     held = Date.now() + 1500;
     setText(shown, slider.value);
-    model.send({ kind: "concurrency", limit: Number(slider.value) });
+    tell(model, { kind: "concurrency", limit: Number(slider.value) });
   };
   return (look) => {
     const over = look.state === "done" || look.state === "stopped";
     stop.disabled = pause.disabled = slider.disabled = over;
     const paused = look.state === "paused";
     setText(pause, paused ? "Resume" : "Pause");
-    pause.onclick = () => model.send({ kind: paused ? "resume" : "pause" });
+    pause.onclick = () => tell(model, { kind: paused ? "resume" : "pause" });
     label.hidden = look.limit === null;
     if (look.limit === null || Date.now() < held) return;
     slider.max = Math.max(64, 2 * look.limit, Number(slider.max) || 0);
@@ -154,7 +171,7 @@ function render({ model, el }) {
     failed.style.width = share(look.errors + look.cancelled);
     setFigures(figures(look));
     drawLine(path, look.spark);
-    setText(notes, look.notes.join("; "));
+    setText(notes, [...look.notes, ...(isUnheard(store) ? [UNHEARD] : [])].join("; "));
     controls(look);
   };
   const ask = () => {
@@ -173,4 +190,9 @@ function render({ model, el }) {
   };
 }
 
-export default { initialize: ({ model }) => void storeOf(model), render };
+function initialize({ model }) {
+  storeOf(model);
+  return () => stores.delete(model.get("uid"));
+}
+
+export default { initialize, render };

@@ -169,6 +169,14 @@ class Notebook:
         """Wait until a JavaScript function of `argument` gives something true, and return it; `limit` in seconds."""
         return self.page.wait_for_function(condition, arg=argument, timeout=limit * 1000).json_value()
 
+    def until_looks(self, count: int) -> None:
+        """Wait until so many more looks have come."""
+        wanted, frames = len(self.looks) + count, 0
+        while len(self.looks) < wanted and frames < SOON * 60:
+            self.page.evaluate("() => new Promise(requestAnimationFrame)")  # lets the frames in
+            frames += 1
+        assert len(self.looks) >= wanted, "no further looks come"
+
     def cell(self, index: int) -> "Locator":
         """A cell, with its output."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
