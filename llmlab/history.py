@@ -100,8 +100,8 @@ class History:
                 None if error is None else str(error),
                 None if error is None else error.status,
                 None if error is None or error.retry_after is None else error.retry_after * 1000.0,
-                wait * 1000.0,
-                queued * 1000.0,
+                wait and wait * 1000.0,  # most are 0, and then one and the same object
+                queued and queued * 1000.0,
                 waited_for,
                 (event.ended - event.sent) * 1000.0,
                 None if event.ttft_s is None else event.ttft_s * 1000.0,

@@ -5,7 +5,7 @@ from typing import Any
 
 from IPython.display import DisplayHandle, display
 
-from llmlab.board import bundle
+from llmlab.board import bundle, cell_at_work
 from llmlab.job import Job
 
 EVERY = 0.5
@@ -21,13 +21,16 @@ class HtmlView:
 
     def __init__(self, job: Job[Any]) -> None:
         self._job = job
-        self._handles: list[DisplayHandle] = []
+        self._handles: dict[str, DisplayHandle] = {}
 
     def show(self) -> None:
-        """Display it in the cell at work."""
-        handle = display(bundle(self._job.look()), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        """Display it in the cell at work, once; see `llmlab.widgets.BoardView`."""
+        cell = cell_at_work()
+        if cell is not None and cell in self._handles:
+            return
+        handle = display(bundle(self._job.look()), raw=True, display_id=True)
         if handle is not None:
-            self._handles.append(handle)
+            self._handles[cell or handle.display_id] = handle
 
     async def run(self) -> None:
         """Redraw until cancelled."""
@@ -37,5 +40,5 @@ class HtmlView:
 
     def close(self) -> None:
         """Redraw."""
-        for handle in self._handles:
+        for handle in tuple(self._handles.values()):
             handle.update(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ table, which a notebook reopened without a kernel can show.
 """
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +19,7 @@ import anywidget
 import traitlets
 from IPython.display import DisplayHandle, display
 
-from llmlab.board import bundle
+from llmlab.board import bundle, cell_at_work
 from llmlab.job import Job
 from llmlab.live import Look
 
@@ -52,19 +53,22 @@ class BoardView:
         self._job = job
         self._widget = Board(uid=uuid.uuid4().hex, look=asdict(job.look()))
         self._widget.on_msg(self._heard)
-        self._handles: list[DisplayHandle] = []
+        self._handles: dict[str, DisplayHandle] = {}
+        self._lock = threading.Lock()  # a job on a thread's loop ends while a cell displays it
         self._drawn: Look | None = None
         self._heard_last = 0  # number of the browser's message that was heard last
         self._over = False
 
     def show(self) -> None:
-        """Display it in the cell at work."""
-        if self._over:
-            display(bundle(self._job.look()), raw=True)
-            return
-        handle = display(self._widget, display_id=True)
-        if handle is not None:
-            self._handles.append(handle)
+        """Display it in the cell at work, once: a job on a thread's loop may have shown itself there already."""
+        cell = cell_at_work()
+        with self._lock:
+            if self._over:
+                display(bundle(self._job.look()), raw=True)
+            elif cell is None or cell not in self._handles:
+                handle = display(self._widget, display_id=True)
+                if handle is not None:
+                    self._handles[cell or handle.display_id] = handle
 
     async def run(self) -> None:
         """Send looks until cancelled."""
@@ -81,16 +85,17 @@ class BoardView:
 
     def close(self) -> None:
         """Put a still table in the place of each board."""
-        self._over = True
         look = self._job.look()
+        with self._lock:
+            self._over = True
+            for handle in self._handles.values():
+                handle.update(bundle(look), raw=True)
         self._widget.look = asdict(look)
-        for handle in self._handles:
-            handle.update(bundle(look), raw=True)
         self._widget.close()
 
     def _heard(self, _: object, message: object, __: object) -> None:
         """Do what a control asks for. May be called on any thread."""
-        if not isinstance(message, Mapping):
+        if self._over or not isinstance(message, Mapping):
             return
         kind, limit, number = (message.get(name) for name in ("kind", "limit", "number"))
         if kind == "stop":

@@ -6,6 +6,7 @@ an error, and one whose connection breaks after it is an answer.
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -237,7 +238,7 @@ class _Exchange:
             call.usage = usage
             if error is not None and usage is not None:
                 call.waste(usage, cost)
-            target = f"{self.provider.name}:{self.model}"
+            target = sys.intern(f"{self.provider.name}:{self.model}")  # attempts are kept, a hundred thousand of them
             ttft = None if self.first is None else self.first - self.sent
             call.emit(
                 Attempted(call.index, call.attempts, self.sent, now, error, usage, cost, self.kind, target, ttft,
