@@ -34,6 +34,7 @@ from llmlab.strategy import Strategy
 from llmlab.types import Message, Outcome, Prompt, Reply, Usage
 from llmlab.version import __version__
 from llmlab.views import MAKERS as _MAKERS
+from llmlab.views import Maker as _Maker
 from llmlab.views import View as _View
 
 __all__ = [
@@ -68,18 +69,22 @@ __all__ = [
 ]
 
 
-def _board(job: _Any) -> _View:
-    # Widgets are imported when the first one is displayed, not before.
-    view: _View = _importlib.import_module("llmlab.widgets").BoardView(job)
-    return view
+def _opener(board: tuple[str, str], grid: tuple[str, str]) -> _Maker:
+    def open_view(job: _Any) -> _View:
+        # Widgets are imported when the first one is displayed, not before.
+        module, name = grid if job.name == "show" else board
+        view: _View = getattr(_importlib.import_module(module), name)(job)
+        return view
+
+    return open_view
 
 
-def _table(job: _Any) -> _View:
-    view: _View = _importlib.import_module("llmlab.tables").HtmlView(job)
-    return view
-
-
-_MAKERS.update({"widget": _board, "html": _table})
+_MAKERS.update(
+    {
+        "widget": _opener(("llmlab.widgets", "BoardView"), ("llmlab.gridview", "GridView")),
+        "html": _opener(("llmlab.tables", "HtmlView"), ("llmlab.gridhtml", "GridHtml")),
+    }
+)
 
 
 def load_ipython_extension(shell: _Any) -> None:

@@ -1,30 +1,24 @@
 """The door: one provider, one strategy, one line that all jobs share."""
 
-from collections.abc import AsyncIterable, Collection, Iterable, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import pandas as pd
 
-from llmlab.call import NORMAL, Lane
-from llmlab.core import Core
+from llmlab.call import NORMAL
 from llmlab.errors import LLMError
-from llmlab.flow import Flow
-from llmlab.frame import OVERRIDES, Rows, read_rows
+from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
-from llmlab.pieces import By
 from llmlab.progress import TextBar
 from llmlab.settings import budget_of, check_priority
-from llmlab.streams import Race, Stream, Streams
+from llmlab.streaming import Many, Streaming, frame_of, one
 from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
-Many: TypeAlias = "pd.DataFrame | pd.Series[Any] | Iterable[Any] | AsyncIterable[Any]"
 
-
-class Lab(Core):
+class Lab(Streaming):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.
@@ -103,7 +97,7 @@ class Lab(Core):
         Raises:
             TypeError, ValueError: the prompt or a parameter is not usable; nothing was sent.
         """
-        rows = _one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
+        rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
         check_priority(priority)
         return self._job("run", rows, stream=stream, finish=_only_reply, lane=self._singles[priority])
 
@@ -169,147 +163,11 @@ class Lab(Core):
         settings = {"template": template, "overrides": sorted(overrides), **defaults}
         keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings)
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
-        return self._job("run_many", rows, stream=stream, view=view, finish=_frame, journal=keeper, lane=lane)
-
-    def stream(
-        self,
-        prompt: str | Prompt | Iterable[Message | Mapping[str, Any]],
-        *,
-        by: By = "piece",
-        model: str | None = None,
-        system: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        extra: Mapping[str, Any] | None = None,
-        priority: int = NORMAL,
-    ) -> Stream:
-        """Read one answer while it is written: `async for piece in lab.stream(prompt)`.
-
-        Args:
-            prompt: A text, or a list of messages.
-            by: "piece": as the provider sends it; "sentence": whole sentences; a number: at least so many characters.
-            model: Overrides the lab's model, likewise the other parameters.
-            system: System prompt.
-            temperature: Sampling temperature, 0 to 2.
-            max_tokens: Output tokens at most.
-            extra: Further request fields; replaces the lab's.
-            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
-
-        Returns:
-            A Stream. Nothing is sent before it is read. Leaving the loop closes the connection, a slow loop holds it
-            back. After the loop `reply` is the whole Reply. A failure raises its LLMError, after the text that had
-            come.
-
-        Raises:
-            TypeError, ValueError: the prompt or a parameter is not usable.
-        """
-        check_priority(priority)
-        rows = _one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
-        return Stream(partial(self._streamed, "stream", rows, self._singles[priority]), by)
-
-    def stream_many(
-        self,
-        prompts: Many,
-        *,
-        by: By = "piece",
-        template: str | None = None,
-        overrides: Collection[str] = OVERRIDES,
-        model: str | None = None,
-        system: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        extra: Mapping[str, Any] | None = None,
-        priority: int = NORMAL,
-    ) -> Streams:
-        """Read many answers while they are written, merged: `async for position, piece in lab.stream_many(prompts)`.
-
-        Args:
-            prompts: As in `run_many`.
-            by: As in `stream`, for each answer by itself.
-            template: As in `run_many`, likewise the other parameters.
-            overrides: Columns of a DataFrame that set a row's own parameters.
-            model: Model for rows that set none.
-            system: System prompt.
-            temperature: Sampling temperature, 0 to 2.
-            max_tokens: Output tokens at most.
-            extra: Further request fields; replaces the lab's.
-            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
-
-        Returns:
-            Streams. A piece is text, or the LLMError that ended its row; `position` counts the prompts from 0. As many
-            answers are under way as the lab's concurrency allows. Afterwards `frame` is the result as a DataFrame.
-
-        Raises:
-            TypeError, ValueError: the input, a row or a parameter is not usable.
-        """
-        defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
-        return Streams(partial(self._streamed, "stream_many", rows, self._lane(priority, None, patient=True)), by)
-
-    def race(
-        self,
-        prompts: Many,
-        *,
-        by: By = "piece",
-        template: str | None = None,
-        overrides: Collection[str] = OVERRIDES,
-        model: str | None = None,
-        system: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        extra: Mapping[str, Any] | None = None,
-        priority: int = NORMAL,
-    ) -> Race:
-        """Ask all, and read the answer that begins first: `async for position, piece in lab.race(prompts)`.
-
-        The others are cancelled and their connections closed, though a provider may bill what it had begun. If the
-        winner fails before any of its text was given out, the others are asked again.
-
-        Args:
-            prompts: As in `run_many`; for a race of models a DataFrame with a column `model`.
-            by: As in `stream`.
-            template: As in `run_many`, likewise the other parameters.
-            overrides: Columns of a DataFrame that set a row's own parameters.
-            model: Model for rows that set none.
-            system: System prompt.
-            temperature: Sampling temperature, 0 to 2.
-            max_tokens: Output tokens at most.
-            extra: Further request fields; replaces the lab's.
-            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
-
-        Returns:
-            A Race; afterwards `winner` is the position of the one that was heard, and `reply` its whole Reply.
-
-        Raises:
-            TypeError, ValueError: the input, a row or a parameter is not usable.
-        """
-        defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
-        if not isinstance(rows.items, Iterable):
-            raise TypeError("race takes prompts that are all there: a list, a Series or a DataFrame")
-        lane = self._lane(priority, None, patient=True)
-        return Race(
-            list(rows.items),
-            lambda items, flow: self._streamed("race", Rows(items, None, len(items)), lane, flow),
-            by,
-        )
-
-    def _streamed(self, name: str, rows: Rows, lane: Lane, flow: Flow) -> Job[Any]:
-        return self._job(name, rows, stream=True, finish=_frame, lane=lane, flow=flow)
-
-
-def _one(prompt: Any, defaults: dict[str, Any]) -> Rows:
-    """The input of one prompt."""
-    given = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping) else prompt
-    return Rows([Prompt.of(given, **defaults)], None, 1)
+        return self._job("run_many", rows, stream=stream, view=view, finish=frame_of, journal=keeper, lane=lane)
 
 
 def _bar(job: Job[Any]) -> TextBar:
     return TextBar(job.progress)
-
-
-def _frame(job: Job[pd.DataFrame]) -> pd.DataFrame:
-    return job.frame
 
 
 def _only_reply(job: Job[Reply]) -> Reply:

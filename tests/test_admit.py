@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -305,14 +306,13 @@ def test_who_listens_to_a_rule_may_change_a_limit_in_the_middle_of_a_decision(ma
 
     rules = (Chatty(0.0), Strict(2)) if chatty_first else (Strict(2), Chatty(0.0))
     gate, endpoint = Admit(rules), Busy(1.0)
-    limits = iter([1, 5, 2, 3, 1, 4, 6, 1, 2, 3] * 6)
-    told: list[Decision] = []
+    limits, at = itertools.cycle([1, 5, 2, 3, 1, 4, 6]), [0.0]
 
-    def meddle(what: Decision) -> None:
-        told.append(what)
-        if gate.waiting and len(told) == 1:  # not of what the change itself causes
-            slots_of(gate).resize(next(limits, 3))
-        told.pop()
+    def meddle(_: Decision) -> None:
+        now = asyncio.get_running_loop().time()
+        if gate.waiting and now > at[-1]:  # once a moment: a change is told as well
+            at.append(now)
+            slots_of(gate).resize(next(limits))
 
     gate.bus.subscribe(meddle, Decision)
     run_virtual(lambda: run_all(gate, [make_call(i) for i in range(30)], endpoint))

@@ -187,7 +187,9 @@ def test_an_answer_that_was_cut_off_says_so() -> None:
 
 def test_figures_are_said_in_words_and_only_those_that_are_known() -> None:
     assert figures(Pane("t")) == ""
-    assert figures(Pane("t", ttft_ms=153.4, rate=49.6, tokens=1200, note="n")) == "TTFT 153 ms, 50 tok/s, 1,200 tokens, n"
+    assert (
+        figures(Pane("t", ttft_ms=153.4, rate=49.6, tokens=1200, note="n")) == "TTFT 153 ms, 50 tok/s, 1,200 tokens, n"
+    )
     assert figures(Pane("t", rate=3.44)) == "3.4 tok/s"
 
 

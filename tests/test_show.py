@@ -58,15 +58,16 @@ def test_answers_are_streamed_and_timed() -> None:
 
 
 def test_panes_fill_while_the_job_runs() -> None:
-    async def main() -> list[tuple[str, int]]:
+    async def main() -> list[str]:
         show = lab_of(simulated()).show(["a", "b"])
         await asyncio.sleep(0.5)
-        halfway = [(pane.state, len(pane.text)) for pane in show.grid.panes]
+        states: list[str] = [pane.state for pane in show.grid.panes]
+        halfway = show.texts
         await show
-        assert all(0 < size < len(text) for (_, size), text in zip(halfway, show.texts, strict=True))
-        return halfway
+        assert all(0 < len(half) < len(text) for half, text in zip(halfway, show.texts, strict=True))
+        return states
 
-    assert [state for state, _ in run_virtual(main)] == ["streaming", "streaming"]
+    assert run_virtual(main) == ["streaming", "streaming"]
 
 
 @pytest.mark.parametrize("prompt", ["One text", Prompt.of("One text")])
@@ -103,7 +104,9 @@ def test_more_than_one_prompt_at_a_time_wait_for_their_turn() -> None:
 
 
 def test_models_are_each_asked_the_same_and_are_the_frames_index() -> None:
-    out, show = shown(lambda: lab_of(simulated(say=lambda ask: f"{ask.model}: {ask.text}")).show("Hi", models=["a", "b"]))
+    out, show = shown(
+        lambda: lab_of(simulated(say=lambda ask: f"{ask.model}: {ask.text}")).show("Hi", models=["a", "b"])
+    )
     assert out.content.tolist() == ["a: Hi", "b: Hi"]
     assert out.index.tolist() == ["a", "b"]
     assert [pane.title for pane in show.grid.panes] == ["a", "b"]
@@ -304,8 +307,7 @@ def test_a_pane_is_written_before_the_others_have_ended(
 
     async def main() -> str:
         show = lab_of(simulated(), concurrency=1).show(["a", "b"])
-        while not show.grid.panes[0].over:
-            await asyncio.sleep(0.1)
+        await anext(aiter(show))
         await asyncio.sleep(0.15)
         early = capsys.readouterr().err
         await show
@@ -331,5 +333,3 @@ def test_where_nobody_looks_nothing_is_written(
     monkeypatch.setenv("LLMLAB_UI", "none")
     shown(lambda: lab_of(simulated()).show("a"))
     assert capsys.readouterr() == ("", "")
-
-

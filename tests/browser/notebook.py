@@ -101,7 +101,7 @@ class Notebook:
     def open(self) -> None:
         """Load the page, and wait for the kernel."""
         self.page.goto(self.url)
-        self.until(f"() => !!window.jupyterapp?.shell?.currentWidget?.sessionContext", limit=60)
+        self.until("() => !!window.jupyterapp?.shell?.currentWidget?.sessionContext", limit=60)
         self.page.evaluate(_READY)
         self.until(f"() => {_PANEL}.sessionContext.session.kernel.status === 'idle'", limit=60)
 

@@ -139,10 +139,21 @@ def test_a_paused_job_sends_nothing_until_it_is_resumed(notebook: Open) -> None:
     assert nb.value(1) == "{'ok': 120}"
 
 
-def test_a_kernel_that_does_not_hear_the_controls_is_spoken_of(notebook: Open, kernel: Kernel) -> None:
-    # ipykernel 6 hears nothing before the cell is over; a later one does not while a cell computes.
-    code = f"lab = make(0.3, loop='thread')\njob = lab.run_many(questions(80))\n"
-    awaiting = f"lab = make(0.3)\n{MANY.format(rows=80)}"
-    computing = "lab = make(0.3, loop='thread')\njob = lab.run_many(questions(400))\njob"
-    cells = [awaiting, "lab.last.stopped"] if kernel.version < (7,) else [computing, "time.sleep(5)"]
-    nb = notebook([LAB, *cells])
+def test_the_board_says_so_when_the_kernel_does_not_hear_its_controls(notebook: Open, kernel: Kernel) -> None:
+    # ipykernel 6 hears nothing before the cell is over, a later one nothing while a cell computes.
+    awaiting = "lab = make(0.3)\nout = await lab.run_many(questions(60))\nlab.last.stopped"
+    computing = "job = make(0.3, loop='thread').run_many(questions(600))\njob"
+    later = "time.sleep(4)\n(await job).status.unique().tolist()"
+    nb = notebook([LAB, *([computing, later] if kernel.hears_while_awaiting else [awaiting])])
+    nb.run(0)
+    board = BoardOnPage(nb, 1)
+    if kernel.hears_while_awaiting:
+        nb.run(1)
+        nb.start(2)
+    else:
+        nb.start(1)
+    board.until_done(4)
+    board["stop"].click()
+    board.until("notes", "hears this when the cell is over")
+    assert nb.busy
+    nb.wait()

@@ -1,0 +1,217 @@
+"""The verbs of a lab whose answers are seen while they are written: stream, stream_many, race, show."""
+
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from llmlab.call import NORMAL, Lane
+from llmlab.core import Core
+from llmlab.flow import Flow
+from llmlab.frame import OVERRIDES, Rows, read_rows
+from llmlab.job import Job
+from llmlab.order import Order
+from llmlab.pieces import By
+from llmlab.settings import check_priority
+from llmlab.show import GridText, Models, Show, read_panes
+from llmlab.streams import Race, Stream, Streams
+from llmlab.types import Message, Prompt
+from llmlab.views import maker
+
+Many: TypeAlias = "pd.DataFrame | pd.Series[Any] | Iterable[Any] | AsyncIterable[Any]"
+
+
+class Streaming(Core):
+    """A lab with the verbs that stream; the arguments are described at `llmlab.Lab`."""
+
+    def stream(
+        self,
+        prompt: str | Prompt | Iterable[Message | Mapping[str, Any]],
+        *,
+        by: By = "piece",
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        priority: int = NORMAL,
+    ) -> Stream:
+        """Read one answer while it is written: `async for piece in lab.stream(prompt)`.
+
+        Args:
+            prompt: A text, or a list of messages.
+            by: "piece": as the provider sends it; "sentence": whole sentences; a number: at least so many characters.
+            model: Overrides the lab's model, likewise the other parameters.
+            system: System prompt.
+            temperature: Sampling temperature, 0 to 2.
+            max_tokens: Output tokens at most.
+            extra: Further request fields; replaces the lab's.
+            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
+
+        Returns:
+            A Stream. Nothing is sent before it is read. Leaving the loop closes the connection, a slow loop holds it
+            back. After the loop `reply` is the whole Reply. A failure raises its LLMError, after the text that had
+            come.
+
+        Raises:
+            TypeError, ValueError: the prompt or a parameter is not usable.
+        """
+        check_priority(priority)
+        rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
+        return Stream(partial(self._streamed, "stream", rows, self._singles[priority]), by)
+
+    def stream_many(
+        self,
+        prompts: Many,
+        *,
+        by: By = "piece",
+        template: str | None = None,
+        overrides: Collection[str] = OVERRIDES,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        priority: int = NORMAL,
+    ) -> Streams:
+        """Read many answers while they are written, merged: `async for position, piece in lab.stream_many(prompts)`.
+
+        Args:
+            prompts: As in `run_many`.
+            by: As in `stream`, for each answer by itself.
+            template: As in `run_many`, likewise the other parameters.
+            overrides: Columns of a DataFrame that set a row's own parameters.
+            model: Model for rows that set none.
+            system: System prompt.
+            temperature: Sampling temperature, 0 to 2.
+            max_tokens: Output tokens at most.
+            extra: Further request fields; replaces the lab's.
+            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
+
+        Returns:
+            Streams. A piece is text, or the LLMError that ended its row; `position` counts the prompts from 0. As many
+            answers are under way as the lab's concurrency allows. Afterwards `frame` is the result as a DataFrame.
+
+        Raises:
+            TypeError, ValueError: the input, a row or a parameter is not usable.
+        """
+        defaults = self._parameters(model, system, temperature, max_tokens, extra)
+        rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
+        return Streams(partial(self._streamed, "stream_many", rows, self._lane(priority, None, patient=True)), by)
+
+    def race(
+        self,
+        prompts: Many,
+        *,
+        by: By = "piece",
+        template: str | None = None,
+        overrides: Collection[str] = OVERRIDES,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        priority: int = NORMAL,
+    ) -> Race:
+        """Ask all, and read the answer that begins first: `async for position, piece in lab.race(prompts)`.
+
+        The others are cancelled and their connections closed, though a provider may bill what it had begun. If the
+        winner fails before any of its text was given out, the others are asked again.
+
+        Args:
+            prompts: As in `run_many`; for a race of models a DataFrame with a column `model`.
+            by: As in `stream`.
+            template: As in `run_many`, likewise the other parameters.
+            overrides: Columns of a DataFrame that set a row's own parameters.
+            model: Model for rows that set none.
+            system: System prompt.
+            temperature: Sampling temperature, 0 to 2.
+            max_tokens: Output tokens at most.
+            extra: Further request fields; replaces the lab's.
+            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
+
+        Returns:
+            A Race; afterwards `winner` is the position of the one that was heard, and `reply` its whole Reply.
+
+        Raises:
+            TypeError, ValueError: the input, a row or a parameter is not usable.
+        """
+        defaults = self._parameters(model, system, temperature, max_tokens, extra)
+        rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
+        if not isinstance(rows.items, Iterable):
+            raise TypeError("race takes prompts that are all there: a list, a Series or a DataFrame")
+        lane = self._lane(priority, None, patient=True)
+        return Race(
+            list(rows.items),
+            lambda items, flow: self._streamed("race", Rows(items, None, len(items)), lane, flow),
+            by,
+        )
+
+    def show(
+        self,
+        prompts: "Many | str | Prompt",
+        *,
+        models: Models | None = None,
+        by: By = "piece",
+        template: str | None = None,
+        overrides: Collection[str] = OVERRIDES,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        priority: int = NORMAL,
+    ) -> Show:
+        """Show answers side by side while they are written: a pane for each prompt, or for each of several models.
+
+        In a notebook the panes fill live, each with its time to first token, its tokens per second and a Stop; at the
+        end a still picture stays. In a terminal each is written when it has ended. Failures are retried as in
+        `run_many`: a pane whose answer broke off is cleared and begins anew.
+
+        Args:
+            prompts: As in `run_many`, 100 at most, or one prompt; with `models` one: a text or a list of messages.
+            models: Ask several models the same: names of the lab's provider's models, or Labs, whose panes keep to the
+                limits of theirs and are asked with this lab's parameters. None: ask the lab.
+            by: How text comes into the panes: as in `stream`, for each by itself.
+            template: As in `run_many`, likewise the other parameters.
+            overrides: Columns of a DataFrame that set a row's own parameters.
+            model: Model for rows that set none; not together with `models`.
+            system: System prompt.
+            temperature: Sampling temperature, 0 to 2.
+            max_tokens: Output tokens at most.
+            extra: Further request fields; replaces the lab's.
+            priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
+
+        Returns:
+            A Show, which is a Job: `await` it, or call its `result()`, for a DataFrame as of `run_many`, one row per
+            pane, streamed. With `models` its index is their names. A pane that was stopped has status `cancelled`;
+            what it had got is in the job's `texts`. `job.drop(position)` stops a pane, too.
+
+        Raises:
+            TypeError, ValueError: the prompts, a model or a parameter is not usable, or there are too many; nothing
+                was sent.
+        """
+        defaults = self._parameters(model, system, temperature, max_tokens, extra)
+        asked = read_panes(
+            prompts, models, target=self.target, template=template, overrides=overrides, defaults=defaults
+        )
+        view, lane = maker(GridText, wanted=None), self._lane(priority, None, patient=True)
+        order = Order(asked.rows, stream=True, seed=self._seed, view=view, places=self._places, lane=lane)
+        self._tell_price()
+        show = self.last = Show(asked, order, by=by, home=self._home, tuner=self)
+        return show
+
+    def _streamed(self, name: str, rows: Rows, lane: Lane, flow: Flow) -> Job[Any]:
+        return self._job(name, rows, stream=True, finish=frame_of, lane=lane, flow=flow)
+
+
+def one(prompt: Any, defaults: dict[str, Any]) -> Rows:
+    """The input of one prompt."""
+    given = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping) else prompt
+    return Rows([Prompt.of(given, **defaults)], None, 1)
+
+
+def frame_of(job: Job[pd.DataFrame]) -> pd.DataFrame:
+    """What a job of many rows gives back."""
+    return job.frame

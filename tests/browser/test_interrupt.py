@@ -1,0 +1,71 @@
+"""The notebook's own Stop: one press ends the cell with the rows so far, also while the provider is silent."""
+
+import time
+
+import pytest
+
+from tests.browser.boards import LAB, BoardOnPage
+from tests.browser.notebook import Notebook, Open
+
+SILENT = """
+import httpx
+
+class Silent(Simulator):
+    "Answers the first so many requests at once, and the others never."
+    def __init__(self, answers):
+        super().__init__(physics=Physics.instant())
+        self.answers = answers
+    async def handle_async_request(self, request):
+        self.answers -= 1
+        if self.answers < 0:
+            await asyncio.Event().wait()
+        return await super().handle_async_request(request)
+
+def silent(**settings):
+    return llmlab.Lab("openai:small", transport=Silent(3), concurrency=4, **settings)
+"""
+LAST = "lab.last.frame.status.value_counts().to_dict(), lab.last.stopped"
+AFTER = "(await make(0.01).run_many(['again'], progress=False)).status[0]"
+
+
+def interrupted(nb: Notebook, index: int) -> float:
+    """Press Stop once three rows are there: seconds until the cell was over."""
+    BoardOnPage(nb, index).until_done(3)
+    began = time.monotonic()
+    nb.interrupt()
+    nb.wait(5)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "lab = silent()\nout = await lab.run_many(questions(50))",
+        "lab = silent(loop='thread')\nout = await lab.run_many(questions(50))",
+        "lab = silent()\nout = lab.run_many(questions(50)).result()",
+    ],
+    ids=["awaited", "awaited on a thread", "result"],
+)
+def test_one_interrupt_ends_a_cell_though_the_provider_is_silent(notebook: Open, run: str) -> None:
+    nb = notebook([LAB + SILENT, f"{run}\nout.status.value_counts().to_dict()", LAST, AFTER])
+    nb.run(0)
+    nb.start(1)
+    assert interrupted(nb, 1) < 3
+    rows = "{'cancelled': 47, 'ok': 3}"
+    assert nb.value(1) == rows
+    assert "run_many: stopped" in BoardOnPage(nb, 1).until_still()
+    nb.run(2, 3)
+    assert nb.value(2) == f"({rows}, 'interrupted')"
+    assert nb.value(3) == "'ok'"
+
+
+def test_a_job_in_the_background_survives_the_interrupt_of_another_cell(notebook: Open) -> None:
+    other = "try:\n    await asyncio.sleep(60)\nexcept asyncio.CancelledError:\n    asyncio.current_task().uncancel()"
+    nb = notebook([LAB, "job = make(0.2).run_many(questions(60))\njob", other, "(await job).status.unique().tolist()"])
+    nb.run(0, 1)
+    nb.start(2)
+    BoardOnPage(nb, 1).until_done(4)
+    nb.interrupt()
+    nb.wait(5)
+    nb.run(3)
+    assert nb.value(3) == "['ok']"
