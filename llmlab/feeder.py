@@ -109,6 +109,8 @@ class Feeder:
             if self._taken % BREATH == 0 or self._loop.time() - breath > LONGEST_BREATH:
                 await asyncio.sleep(0)
                 breath = self._loop.time()
+            if self.journal is not None and self._full():
+                await self._recall(self.journal)  # what is known already does not wait for what is new
             while self._full():
                 self._room.clear()
                 await self._room.wait()

@@ -28,8 +28,8 @@ _PANE = "border:1px solid rgba(128,128,128,.45);border-radius:4px;padding:6px 8p
 _TITLE = "font-weight:600;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;unicode-bidi:isolate"
 _SAID = "font-size:11px;opacity:.75;overflow-wrap:anywhere"
 _TEXT = (
-    "margin:4px 0 0;padding:0;max-height:220px;overflow:auto;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;"
-    "font-size:12px;line-height:1.4;background:none;border:0;color:inherit"
+    "margin:4px 0 0;padding:0;max-height:220px;overflow:auto;white-space:pre-wrap;word-break:normal;"
+    "overflow-wrap:anywhere;font-size:12px;line-height:1.4;background:none;border:0;color:inherit"
 )
 _ERROR = "margin-top:4px;font-size:12px;color:#c65200;overflow-wrap:anywhere;white-space:pre-wrap"
 

@@ -28,7 +28,7 @@ class HtmlView:
         cell = cell_at_work()
         if cell is not None and cell in self._handles:
             return
-        handle = display(bundle(self._job.look()), raw=True, display_id=True)
+        handle = display(bundle(self._job.look()), raw=True, display_id=True)  # type: ignore[no-untyped-call]
         if handle is not None:
             self._handles[cell or handle.display_id] = handle
 

@@ -64,9 +64,9 @@ class BoardView:
         cell = cell_at_work()
         with self._lock:
             if self._over:
-                display(bundle(self._job.look()), raw=True)
+                display(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]
             elif cell is None or cell not in self._handles:
-                handle = display(self._widget, display_id=True)
+                handle = display(self._widget, display_id=True)  # type: ignore[no-untyped-call]
                 if handle is not None:
                     self._handles[cell or handle.display_id] = handle
 
@@ -89,7 +89,7 @@ class BoardView:
         with self._lock:
             self._over = True
             for handle in self._handles.values():
-                handle.update(bundle(look), raw=True)
+                handle.update(bundle(look), raw=True)  # type: ignore[no-untyped-call]
         self._widget.look = asdict(look)
         self._widget.close()
 

@@ -1,7 +1,7 @@
 """One thread that writes what an event loop hands it, in groups, and tells when a group is safe.
 
     put     never waits: the loop goes on whatever the disk does
-    group   250 items, or those of 100 ms: one commit for many
+    group   250 items, or those of 25 ms: one commit for many
     trouble the disk is full or locked: the thread says so, waits, tries the same group again until it works
     failure the file is gone or corrupt: nothing more is written and nothing more is reported
 
@@ -23,7 +23,7 @@ Deliver: TypeAlias = Callable[[Then], object]
 
 GROUP = 250
 """Items of one group at most."""
-DELAY = 0.1
+DELAY = 0.025
 """Seconds that an item waits for others at most."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two tries while there is trouble; doubled from the first to the longest."""

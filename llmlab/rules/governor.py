@@ -26,6 +26,8 @@ EVERY = 0.5
 """Seconds that are counted as one, and between two steps of growth."""
 SHORTEST, LONGEST = 4.0, 60.0
 """Seconds over which the rate of sending is measured, at least and at most."""
+FEW = 3
+"""429s that say nothing yet, where some are to be expected: one among the first ten requests is not a tenth."""
 KEPT = 240
 """So many times `EVERY` are remembered."""
 
@@ -69,11 +71,11 @@ class Governor:
                 return
 
     def stray(self, now: float, share: float) -> bool:
-        """Whether so few were refused lately that it says nothing about the rate."""
+        """Whether so few were refused lately that it says nothing about the rate; with a `share` of 0 never."""
         start = now - self._span
         lately = [each for each in self.sends if each[0] >= start]
         refused = sum(each[2] for each in lately)
-        return refused < share * (refused + sum(each[1] for each in lately))
+        return share > 0 and refused < max(FEW, share * (refused + sum(each[1] for each in lately)))
 
     def pause(self, now: float, until: float) -> None:
         """Note that nothing is sent meanwhile, for no fault of the rate."""

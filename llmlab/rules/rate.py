@@ -111,8 +111,8 @@ class Rate:
     A whole minute at once is the usual first wave of 429s: providers enforce their minutes over shorter spans.
     """
     stray: float = 0.0
-    """A 429 without a known reason teaches nothing while fewer than this share of the latest requests met one: its row
-    backs off, and nobody else. From 0 to below 1; 0: each one teaches."""
+    """A 429 without a known reason teaches nothing while fewer than three, or than this share, of the latest requests
+    met one: its row backs off, and nobody else. From 0 to below 1; 0: each one teaches."""
     _meters: dict[str, Meter] = field(default_factory=dict, init=False, repr=False, compare=False)
     _governor: Governor = field(init=False, repr=False, compare=False)
     _told: float = field(default=math.inf, init=False, repr=False, compare=False)  # the governor's rate last told

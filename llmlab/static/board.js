@@ -109,7 +109,6 @@ function makeFigures(parent) {
 }
 
 function makeControls(parent, model) {
-  parent.dataset.lmSuppressShortcuts = "true"; // JupyterLab takes the arrow keys otherwise
   const stop = element("button", "llmlab-stop", parent);
   stop.textContent = "Stop";
   stop.onclick = () => tell(model, { kind: "stop" });
@@ -120,6 +119,8 @@ function makeControls(parent, model) {
   slider.type = "range";
   slider.min = 1;
   const shown = element("span", "llmlab-limit", label);
+  // JupyterLab would take the arrow keys and Enter for itself; it asks the very element that has the focus.
+  for (const control of [stop, pause, slider]) control.dataset.lmSuppressShortcuts = "true";
   let held = 0; // while somebody drags it, and a moment after, the kernel's figure does not move the handle
   slider.oninput = () => {
     held = Date.now() + 1500;

@@ -11,7 +11,6 @@ main thread, and the other tests have loops of their own.
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,7 +44,7 @@ def chrome(jupyter: Jupyter, tmp_path_factory: pytest.TempPathFactory) -> "Itera
         yield context
 
 
-@pytest.fixture(params=KERNELS or [None], ids=lambda kernel: "none" if kernel is None else kernel.name)
+@pytest.fixture(params=KERNELS or [Kernel("no kernel", "", ())], ids=lambda kernel: kernel.name)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """The kernel at work."""
     found: Kernel = request.param
@@ -71,9 +70,3 @@ def notebook(jupyter: Jupyter, chrome: "BrowserContext", kernel: Kernel, request
     for each in opened:
         each.close()
     assert not seen, "\n".join(seen)
-
-
-@pytest.fixture
-def folder(jupyter: Jupyter) -> Path:
-    """Where notebooks and kernels live."""
-    return jupyter.root

@@ -67,7 +67,7 @@ def texts(nb: Notebook, index: int) -> list[str]:
 
 def test_sixteen_panes_at_fifty_tokens_a_second_fill_live_complete_and_in_order(notebook: Open) -> None:
     cell = "out = await make(words(120)).show([f'question {n}' for n in range(16)])\n"
-    nb = notebook([SETUP, f"{cell}out.status.tolist(), set(out.content) == {{words(120)(None)}}"])
+    nb = notebook([SETUP, f"{cell}len(out), set(out.status), set(out.content) == {{words(120)(None)}}"])
     nb.run(0)
     nb.start(1)
     fills(nb, 1, 16, 8)
@@ -83,7 +83,7 @@ def test_sixteen_panes_at_fifty_tokens_a_second_fill_live_complete_and_in_order(
     assert abs(nb.cell(1).locator(".llmlab-text").first.evaluate(BELOW)) <= 2, "a pane shows its end"
     assert nb.until(STILL, 1) == [whole(120)] * 16
     nb.wait()
-    assert nb.value(1).replace("\n", "") == f"({['ok'] * 16}, True)"
+    assert nb.value(1) == "(16, {'ok'}, True)"
     assert nb.cell(1).locator(".llmlab-grid").count() == 0
 
 
