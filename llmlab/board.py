@@ -1,7 +1,8 @@
 """A look in words, and as a still picture: what stays below a cell when the job is over.
 
 All text that came from outside (error classes, reasons, model names) is escaped. There is no script and no link, so
-that it says the same in JupyterLab, nbconvert, GitHub and a reopened notebook.
+that it says the same in JupyterLab, nbconvert, GitHub and a reopened notebook. No dollar sign begins a formula: MathJax
+passes over what is of the class tex2jax_ignore (up to its version 2) or mathjax_ignore (from 3 on).
 """
 
 import sys
@@ -45,7 +46,7 @@ def as_html(look: Look) -> str:
     )
     head = f"llmlab {look.name}: {look.state}"
     return (
-        f'<div class="llmlab-still tex2jax_ignore"><strong>{escape(head)}</strong>'
+        f'<div class="llmlab-still tex2jax_ignore mathjax_ignore"><strong>{escape(head)}</strong>'
         f'<table style="border-collapse:collapse;margin:4px 0"><tbody>{rows}</tbody></table></div>'
     )
 

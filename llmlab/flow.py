@@ -165,8 +165,7 @@ class Pipe(Generic[E]):
         return batch
 
     def _account(self) -> None:
-        self._taken += self._size
-        self._size = 0
+        self._taken, self._size = self._taken + self._size, 0
         if self._put - self._taken <= LOW and not self._flow.open.is_set():
             self._job.on_loop(self._flow.open.set)
 

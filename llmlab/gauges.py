@@ -93,6 +93,7 @@ class Gauges:
         self._later: asyncio.TimerHandle | None = None
         self._present: str | None = None
         self._closed: float | None = None
+        idle()  # it looks back to when it was last asked, and is to begin here
         bus.subscribe(self._happened, Admitted, Retrying, Finished)
         bus.subscribe(self._told, Told)
 

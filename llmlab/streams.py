@@ -122,12 +122,16 @@ class Streams(_Closing):
     # -- on the job's loop --------------------------------------------------------------------------------
 
     def _listen(self, job: Job[Any], pipe: Pipe[LLMError]) -> None:
-        def whole(event: Delta) -> None:
-            if event.text:
-                self._hand_over(pipe, event.index, (event.text,))
+        calls = self._flow.calls  # what comes of a row that is settled comes too late
+
+        def whole(event: Delta) -> None:  # the short cut of `_hand_over`: it is called for each token
+            if event.text and (call := calls.get(event.index)) is not None:
+                call.committed = True
+                pipe.put(event.index, event.text)
 
         def cut(event: Delta) -> None:
-            self._hand_over(pipe, event.index, self._cutter(event.index).feed(event.text))
+            if event.index in calls:
+                self._hand_over(pipe, event.index, self._cutter(event.index).feed(event.text))
 
         def again(event: Retrying | Rerouted) -> None:
             self._cutters.pop(event.index, None)  # what was held back belongs to an attempt that has failed
@@ -148,9 +152,12 @@ class Streams(_Closing):
             pipe.put(index, piece)
 
     def _finished(self, pipe: Pipe[LLMError], outcome: Outcome) -> None:
-        index = outcome.index
+        index, call = outcome.index, self._flow.calls.get(outcome.index)
         held_back = self._cutters.pop(index, None)
-        if held_back is not None and self._gives_rest(outcome):
+        if outcome.reply is not None and call is not None and not call.committed:
+            whole = cutter(self._by)  # what was held back may be of another attempt: a hedge's copy says nothing
+            self._hand_over(pipe, index, (*whole.feed(outcome.reply.content), *whole.flush()))
+        elif held_back is not None and self._gives_rest(outcome):
             self._hand_over(pipe, index, held_back.flush())
         self._flow.calls.pop(index, None)
         self.outcomes[index] = outcome

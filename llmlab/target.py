@@ -55,15 +55,18 @@ class Target:
             self.line.budget = budget
 
     def check_budget(self) -> None:
-        """Complain if no budget can be kept to.
+        """Complain if no budget can be kept to, here or where rows go on to from here.
 
         Raises:
-            ValueError: the stack has no line, or none that knows what calls will use.
+            ValueError: a stack has no line, or none that knows what calls will use.
         """
         if self.line is None or self.line.estimator is None:
             raise ValueError(
-                f"the strategy {self.strategy.name!r} cannot keep to a budget: it has no Admit with an Estimator"
+                f"the strategy {self.strategy.name!r} cannot keep to a budget at {self.name}: "
+                "it has no Admit with an Estimator"
             )
+        for each in () if self.route is None else self.route.others:
+            each.check_budget()
 
     @property
     def name(self) -> str:
@@ -94,9 +97,9 @@ class Route:
         Raises:
             RuntimeError: a target's home is another loop, and it runs.
         """
-        for each in (self.first, *self.others):
+        for each in self.targets:
             each.home.bind()
-        for each in (self.first, *self.others):
+        for each in self.targets:
             each.move_in()
             if each.route is not None and each.route is not self:
                 each.route.bind()  # a lab that has targets to fall back to has them here, too
@@ -105,11 +108,16 @@ class Route:
 
     async def aclose(self) -> None:
         """Close the connections of the lab's own targets."""
-        for each in (self.first, *self.others):
+        for each in self.targets:
             if each.home is self.first.home:
                 await each.provider.sender.aclose()
 
     @property
+    def targets(self) -> tuple[Target, ...]:
+        """In the order in which they are asked."""
+        return (self.first, *self.others)
+
+    @property
     def lines(self) -> tuple[tuple[str, Admit], ...]:
         """The line of each target that has one, by the target's name."""
-        return tuple((each.name, each.line) for each in (self.first, *self.others) if each.line is not None)
+        return tuple((each.name, each.line) for each in self.targets if each.line is not None)

@@ -66,9 +66,16 @@ class BoardView:
             if self._over:
                 display(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]
             elif cell is None or cell not in self._handles:
-                handle = display(self._widget, display_id=True)  # type: ignore[no-untyped-call]
+                handle = self._display()
                 if handle is not None:
                     self._handles[cell or handle.display_id] = handle
+
+    def _display(self) -> DisplayHandle | None:
+        data, metadata = self._widget._repr_mimebundle_() or ({}, {})
+        # Beside the widget, the look: for who opens a notebook that was saved while the job ran.
+        data |= bundle(self._job.look())
+        shown: DisplayHandle | None = display(data, metadata=metadata, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        return shown
 
     async def run(self) -> None:
         """Send looks until cancelled."""

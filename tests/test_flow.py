@@ -269,6 +269,88 @@ def test_two_threads_lose_no_piece_and_no_wake_up(monkeypatch: pytest.MonkeyPatc
         source.end()
 
 
+class Meanwhile(asyncio.Event):
+    """At the very moment at which it is cleared, the other thread does something."""
+
+    def __init__(self, *acts: Callable[[], object]) -> None:
+        super().__init__()
+        self.acts = list(acts)
+
+    def clear(self) -> None:
+        if self.acts:
+            self.acts.pop(0)()
+        super().clear()
+
+
+class Idle:
+    """A job that only others make do something."""
+
+    stopped = None
+
+    async def wait(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def on_loop(self, callback: Callable[[], object]) -> None:
+        callback()
+
+    def cancel(self) -> None: ...
+
+
+def test_a_tap_closed_just_after_all_was_taken_is_opened_again() -> None:
+    async def main() -> None:
+        flow = Flow()
+        pipe: Pipe[LLMError] = Pipe(Idle(), flow)
+        flow.open = Meanwhile(lambda: setattr(pipe, "_taken", pipe._put))
+        flow.open.set()
+        pipe.put(0, "x" * (FULL + 1))
+        assert flow.open.is_set()
+        pipe.put(0, "x" * (FULL + 1))
+        assert not flow.open.is_set()
+
+    run_virtual(main)
+
+
+def test_a_piece_put_just_before_the_consumer_falls_asleep_wakes_it() -> None:
+    async def main() -> None:
+        pipe: Pipe[LLMError] = Pipe(Idle(), Flow())
+        pipe._news = Meanwhile(lambda: pipe.put(0, "x"))
+        assert await pipe.take() == [(0, "x")]
+
+    run_virtual(main)
+
+
+def test_a_piece_put_while_the_consumer_takes_the_others_is_not_lost() -> None:
+    class Busy(list[tuple[int, str | LLMError]]):
+        def __getitem__(self, key: Any) -> Any:
+            got = super().__getitem__(key)
+            if len(self) == 1:
+                self.append((1, "y"))
+            return got
+
+    async def main() -> None:
+        pipe: Pipe[LLMError] = Pipe(Idle(), Flow())
+        pipe._queue = Busy([(0, "x")])
+        assert await pipe.take() == [(0, "x")]
+        assert pipe._queue == [(1, "y")]
+
+    run_virtual(main)
+
+
+def test_a_batch_counts_once_though_the_next_was_asked_for_twice() -> None:
+    async def main() -> None:
+        flow = Flow()
+        pipe: Pipe[LLMError] = Pipe(Idle(), flow)
+        pipe.put(0, "x" * FULL)
+        assert len(await pipe.take()) == 1
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pipe.take(), 1)
+        pipe.put(0, "x" * (FULL + 1))
+        assert not flow.open.is_set()
+
+    run_virtual(main)
+
+
 def test_a_consumer_whose_loop_is_closed_stops_the_job() -> None:
     source = Source(1, and_later=True)
     loop = asyncio.new_event_loop()
@@ -287,35 +369,6 @@ def test_a_consumer_whose_loop_is_closed_stops_the_job() -> None:
         assert source.cancelled.wait(10)
     finally:
         source.end()
-
-
-def test_a_lab_in_a_thread_is_read_from_another_loop() -> None:
-    simulator = Simulator(physics=Physics.instant(), seed=2)
-    lab = llmlab.Lab("openai:m", transport=simulator, loop="thread")
-
-    async def main() -> None:
-        stream = lab.stream_many([f"Question {n}" for n in range(50)])
-        said: dict[int, str] = {}
-        async for row, piece in stream:
-            said[row] = said.get(row, "") + str(piece)
-        assert said == {row: outcome.reply.content for row, outcome in stream.outcomes.items() if outcome.reply}
-        assert len(said) == 50
-
-    asyncio.run(main())
-
-
-def test_leaving_a_stream_of_another_thread_closes_its_connection() -> None:
-    speaker = one("x", 50.0, "y")
-    lab = lab_of(speaker, loop="thread")
-
-    async def main() -> None:
-        async with lab.stream("p") as stream:
-            async for piece in stream:
-                assert piece == "x"
-                break
-        assert speaker.open == []
-
-    asyncio.run(main())
 
 
 # -- over a socket ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmlab
@@ -86,6 +86,11 @@ def test_no_prompt_is_no_race() -> None:
         return await follow(lab_of(racers()).race([]))
 
     assert run_virtual(main) == []
+
+
+def test_a_wrong_way_to_cut_is_told_before_anything_is_sent() -> None:
+    with pytest.raises(ValueError, match="by must be"):
+        lab_of(racers()).race(["p"], by=0)
 
 
 def test_models_race_by_a_column() -> None:
@@ -295,6 +300,7 @@ def test_a_race_is_followed_once() -> None:
 steps = st.lists(st.sampled_from(["Word ", "One. ", 0.5, 1.0, 2.0, GONE]), max_size=6)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.one_of(steps, st.just([400]), st.just([500])), min_size=1, max_size=5),
     st.sampled_from(["piece", "sentence"]),

@@ -8,13 +8,18 @@ from typing import Any, TypeAlias, TypeVar
 import httpx
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmlab
 from llmlab import streams
+from llmlab.call import Call, Handler
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, LLMError, StreamTruncated
+from llmlab.events import Delta
+from llmlab.policies.admit import Admit
+from llmlab.policies.hedge import Hedge
+from llmlab.rules.slots import Slots
 from llmlab.strategy import Strategy
 from llmlab.streams import Piece, Stream, Streams
 
@@ -241,6 +246,30 @@ def test_another_target_is_asked_only_while_nothing_was_shown(shown: bool, expec
 
     run_virtual(main)
     assert said == ([*expected, "error"] if shown else expected)
+
+
+def test_text_held_back_by_one_target_is_forgotten_when_another_is_asked() -> None:
+    first, second = one("Half a sen", httpx.ReadError("gone")), lab_of(one("A whole one. ", "And"))
+    lab = lab_of(first, strategy=Strategy.bare(), fallback=second)
+    assert run_virtual(lambda: texts(lab.stream("p", by="sentence"))) == ["A whole one. ", "And"]
+
+
+def test_a_piece_that_comes_after_its_answers_end_harms_nobody() -> None:
+    class Late:
+        async def __call__(self, call: Call, inner: Handler) -> llmlab.Reply:
+            reply = await inner(call)
+            asyncio.get_running_loop().call_later(1, call.emit, Delta(call.index, "late"))
+            return reply
+
+    speaker = Speaker({"a": [["a"]], "b": [[5.0, "b"]]})
+
+    async def main() -> list[Piece]:
+        stream = lab_of(speaker, strategy=Strategy("late", (Late(),))).stream_many(["a", "b"])
+        said = await read(stream)
+        assert not stream._flow.calls
+        return said
+
+    assert run_virtual(main) == [(0, "a"), (1, "b")]
 
 
 def test_a_stream_that_is_cut_off_says_so_after_its_text() -> None:
@@ -514,7 +543,16 @@ def test_a_stream_left_half_read_ends_with_its_loop_in_silence(caplog: pytest.Lo
     speaker = one("x", 50.0, "y")
     kept: list[Any] = []
 
+    def source() -> Iterator[str]:
+        yield "p"
+        raise OSError("nobody wants to know any more")
+
     async def main(*, keep: bool) -> None:
+        failing = lab_of(one("a")).stream_many(source())
+        failing_pieces = aiter(failing)
+        await anext(failing_pieces)
+        await later(lambda: failing.job.done)
+        await failing_pieces.aclose()
         pieces = aiter(lab_of(speaker).stream("p"))
         await anext(pieces)
         if keep:
@@ -566,6 +604,7 @@ def test_waiting_pieces_are_read_without_a_turn_of_the_event_loop_for_each() -> 
     assert 0 <= run_virtual(main) < 100
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(["word ", "One. ", "Dr. ", "。", "é", "\n\n", 0.5, 2.0]), max_size=8), max_size=5)
 )
@@ -584,3 +623,48 @@ def test_joined_the_pieces_of_a_row_are_its_text_whatever_the_rhythm(scripts: li
             assert len(said) == len(scripts)
 
     run_virtual(main)
+
+
+class Heard:
+    """A policy that lets the reader hear only so many pieces."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+
+    async def __call__(self, call: Call, inner: Handler) -> llmlab.Reply:
+        emit = call.emit
+
+        def hear(event: Any) -> None:
+            self.pieces -= type(event) is Delta
+            if type(event) is not Delta or self.pieces >= 0:
+                emit(event)
+
+        call.emit = hear
+        return await inner(call)
+
+
+@pytest.mark.parametrize(
+    ("by", "heard", "said"),
+    [("piece", 0, ["One. Two"]), ("sentence", 0, ["One. ", "Two"]), ("sentence", 1, ["One. ", "Two"])],
+)
+def test_an_answer_of_which_nothing_was_given_out_is_given_out_from_its_reply(
+    by: Any, heard: int, said: list[str]
+) -> None:
+    lab = lab_of(one("On", "e. ", "Two"), strategy=Strategy("heard", (Heard(heard),)))
+    assert run_virtual(lambda: texts(lab.stream("p", by=by))) == said
+
+
+def test_of_a_hedged_answer_the_text_is_its_replys() -> None:
+    pieces: list[Step] = ["a", 0.1] * 20
+    speaker = Speaker({"warm": [pieces], "p": [["Half a sen", 900.0], ["A whole one. ", "And"]]})
+    hedge = Hedge(samples=1)
+
+    async def main() -> None:
+        lab = lab_of(speaker, strategy=Strategy("hedged", (hedge, Admit((Slots(8),)))))
+        await texts(lab.stream("warm"))
+        stream = lab.stream("p", by="sentence")
+        assert await texts(stream) == ["A whole one. ", "And"]
+        assert stream.reply.content == "A whole one. And"
+
+    run_virtual(main)
+    assert speaker.asked == ["warm", "p", "p"]

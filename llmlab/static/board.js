@@ -63,6 +63,8 @@ function count(value) {
   return String(value);
 }
 
+const WIDE = new Set(["retries", "errors"]);
+
 function figures(look) {
   const limit = look.limit === null ? "" : ` of ${look.limit}`;
   const said = [
@@ -85,8 +87,9 @@ function figures(look) {
   return said;
 }
 
-function drawLine(path, points) {
+function drawLine(path, caption, points) {
   const top = Math.max(...points, 1e-9);
+  setText(caption, points.length > 1 ? `rows/s since it began, at most ${number(top)}` : "");
   const step = 240 / Math.max(1, points.length - 1);
   const at = points.map((value, i) => `${(i * step).toFixed(1)},${(30 - (28 * value) / top).toFixed(1)}`);
   path.setAttribute("points", at.join(" "));
@@ -96,12 +99,13 @@ function makeFigures(parent) {
   const cells = [];
   return (said) => {
     while (cells.length < said.length) {
-      const cell = element("div", "llmlab-figure", parent);
+      const cell = element("div", "", parent);
       cells.push([element("div", "llmlab-what", cell), element("div", "llmlab-value", cell), cell]);
     }
     cells.forEach(([what, value, cell], i) => {
       cell.hidden = i >= said.length;
-      if (i >= said.length) return;
+      if (cell.hidden) return;
+      cell.className = `llmlab-figure ${WIDE.has(said[i][0]) ? "llmlab-wide" : ""}`;
       setText(what, said[i][0]);
       setText(value, said[i][1]);
     });
@@ -151,6 +155,7 @@ function render({ model, el }) {
   const fill = element("div", "llmlab-fill", bar);
   const failed = element("div", "llmlab-failed", bar);
   const setFigures = makeFigures(element("div", "llmlab-figures", root));
+  const caption = element("div", "llmlab-what llmlab-caption", root);
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", "llmlab-spark");
   svg.setAttribute("viewBox", "0 0 240 32");
@@ -171,7 +176,7 @@ function render({ model, el }) {
     fill.style.width = share(look.ok);
     failed.style.width = share(look.errors + look.cancelled);
     setFigures(figures(look));
-    drawLine(path, look.spark);
+    drawLine(path, caption, look.spark);
     setText(notes, [...look.notes, ...(isUnheard(store) ? [UNHEARD] : [])].join("; "));
     controls(look);
   };

@@ -101,10 +101,11 @@ function makePane(parent, pane, number, model) {
   const said = element("div", "llmlab-pane-said", root);
   element("span", "llmlab-dot", said);
   const figures = element("span", "llmlab-pane-figures", said);
-  const text = element("div", "llmlab-text", root);
+  const body = element("div", "llmlab-pane-body", root);
+  const text = element("div", "llmlab-text", body);
   text.tabIndex = 0; // so that it can be scrolled by keys
   const setPane = makeText(text);
-  const error = element("div", "llmlab-pane-error", root);
+  const error = element("div", "llmlab-pane-error", body);
   return (now) => {
     root.dataset.state = now.head.state;
     setText(figures, [now.head.state, now.head.figures].filter(Boolean).join(", "));

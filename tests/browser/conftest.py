@@ -10,14 +10,14 @@ main thread, and the other tests have loops of their own.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.browser import jupyter as servers
 from tests.browser.jupyter import Jupyter, Kernel
-from tests.browser.notebook import Notebook, Open, browser, write
+from tests.browser.notebook import Notebook, Open, browser, open_notebook
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
@@ -56,16 +56,12 @@ def notebook(jupyter: Jupyter, chrome: "BrowserContext", kernel: Kernel, request
     """Opens notebooks, and looks afterwards whether anything went wrong unseen."""
     opened: list[Notebook] = []
 
-    def open_notebook(cells: list[str]) -> Notebook:
+    def open_one(cells: Sequence[str]) -> Notebook:
         name = re.sub(r"\W+", "_", request.node.name)[:60] + f"_{len(opened)}.ipynb"
-        write(jupyter.root / name, cells, kernel.name)
-        jupyter.start(name, kernel)
-        made = Notebook(chrome.new_page(), jupyter, name)
-        opened.append(made)
-        made.open()
-        return made
+        opened.append(open_notebook(chrome, jupyter, name, cells, kernel))
+        return opened[-1]
 
-    yield open_notebook
+    yield open_one
     seen = [trouble for each in opened for trouble in each.trouble()]
     for each in opened:
         each.close()

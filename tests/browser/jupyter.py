@@ -24,7 +24,10 @@ KEY = "sk-env-3kd9fj20dkq0"
 """A key in every kernel's environment, made up: no saved notebook may hold it."""
 PATIENCE = 60.0
 """Seconds that the server may take to come up."""
-_SETTINGS = {"notification": {"fetchNews": "false", "checkForUpdates": False}}
+_SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are on the page, too
+}
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,10 @@ def jupyter(folder: Path, wanted: list[Kernel]) -> Iterator[Jupyter]:
 
 def _settle(home: Path, wanted: list[Kernel]) -> None:
     """Write down settings and kernelspecs."""
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
     for name, values in _SETTINGS.items():
-        (settings / f"{name}.jupyterlab-settings").write_text(json.dumps(values))
+        settings = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(values))
     for kernel in wanted:
         spec = home / "data" / "kernels" / kernel.name
         spec.mkdir(parents=True)

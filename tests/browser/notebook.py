@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import nbformat
 
-from tests.browser.jupyter import Jupyter, chromium
+from tests.browser.jupyter import Jupyter, Kernel, chromium
 
 if TYPE_CHECKING:  # the tests are skipped where there is no playwright, and must be importable for that
     from playwright.sync_api import BrowserContext, Locator, Page
@@ -64,6 +64,17 @@ def browser(profile: Path) -> "Iterator[BrowserContext]":
             context.close()
 
 
+def open_notebook(
+    context: "BrowserContext", server: Jupyter, name: str, cells: Sequence[str], kernel: Kernel
+) -> "Notebook":
+    """Write a notebook, start its kernel, and open it on a page of its own."""
+    write(server.root / name, cells, kernel.name)
+    server.start(name, kernel)  # it comes up while the page is loaded
+    made = Notebook(context.new_page(), server, name)
+    made.open()
+    return made
+
+
 def write(path: Path, cells: Sequence[str], kernel: str) -> None:
     """Write a notebook that has not been run."""
     spec = {"name": kernel, "display_name": kernel, "language": "python"}
@@ -90,6 +101,7 @@ class Notebook:
         """What went wrong in the page's own scripts."""
         self.looks: list[str] = []
         """The messages with looks that came, as they came."""
+        self._failing: set[int] = set()
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("websocket", lambda socket: socket.on("framereceived", self._received))
 
@@ -105,10 +117,24 @@ class Notebook:
         self.page.evaluate(_READY)
         self.until(f"() => {_PANEL}.sessionContext.session.kernel.status === 'idle'", limit=60)
 
+    def reopen_without_kernel(self) -> None:
+        """End the kernel, let the file ask for one that is not there, load the page anew, and choose none."""
+        self.close_kernel()
+        saved = json.loads(self.path.read_text())
+        saved["metadata"]["kernelspec"] = {"name": "gone", "display_name": "gone", "language": "python"}
+        self.path.write_text(json.dumps(saved))
+        self.page.goto("about:blank")
+        self.page.goto(self.url)
+        self.page.locator(".jp-Dialog button", has_text="No Kernel").click()
+
+    def close_kernel(self) -> None:
+        """End the kernel."""
+        self.page.evaluate(f"async () => {{ await {_PANEL}.sessionContext.shutdown(); }}")
+
     def close(self) -> None:
         """End the kernel, and close the page."""
         try:
-            self.page.evaluate(f"async () => {{ await {_PANEL}.sessionContext.shutdown(); }}")
+            self.close_kernel()
         finally:
             self.page.close()
 
@@ -151,17 +177,27 @@ class Notebook:
         """Press the notebook's Stop."""
         self.page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
 
+    def switch_theme(self, name: str) -> None:
+        """Change JupyterLab's theme: "JupyterLab Light", "JupyterLab Dark"."""
+        self.page.evaluate("(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+        painted = "document.body.dataset.jpThemeName === theme && !document.querySelector('#jupyterlab-splash')"
+        self.until(f"(theme) => {painted}", name)
+
     def save(self) -> str:
         """Save the notebook: the file's text."""
         self.page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
         return self.path.read_text()
 
+    def may_fail(self, index: int) -> None:
+        """Let a cell's traceback be no trouble."""
+        self._failing.add(index)
+
     def trouble(self) -> list[str]:
-        """Errors of the page, and tracebacks in any cell."""
+        """Errors of the page, and tracebacks in any cell but those that may have some."""
         count: int = self.page.evaluate(f"() => {_PANEL}.content.widgets.length")
-        texts = [f"cell {index}: {self.text(index)}" for index in range(count)]
-        failed = [text for index, text in enumerate(texts) if _failed(self.outputs(index)) or _TRACEBACK.search(text)]
-        return self.errors + failed
+        texts = {index: self.text(index) for index in range(count) if index not in self._failing}
+        failed = [index for index, text in texts.items() if _failed(self.outputs(index)) or _TRACEBACK.search(text)]
+        return self.errors + [f"cell {index}: {texts[index]}" for index in failed]
 
     # -- the page -----------------------------------------------------------------------------------------
 

@@ -156,7 +156,7 @@ def test_a_long_text_is_in_blocks_of_which_only_the_last_is_touched(script: Scri
     assert 4 <= script.of_first("text.children.length") <= 6
     assert script.of_first("[...text.children].every((block) => block.textContent.endsWith('\\n'))")
     assert script.page.evaluate("() => window.changed") == []
-    assert script.of_first("text.getBoundingClientRect().height") == 150
+    assert script.of_first("text.clientHeight") == 150, "it scrolls"
 
 
 def test_one_endless_line_is_never_broken(script: Script) -> None:
@@ -207,6 +207,17 @@ def test_nothing_that_comes_is_more_than_text(script: Script) -> None:
     assert page.locator(".llmlab-pane-title").inner_text() == hostile
     assert page.locator(".llmlab-pane-error").inner_text() == hostile
     assert page.locator(".llmlab-pane-figures").inner_text() == f"error, {hostile}"
+
+
+def test_an_error_takes_no_more_room_than_the_text_leaves_it(script: Script) -> None:
+    script.begin("line\n" * 100, "")
+    script.render()
+    height = script.page.locator(".llmlab-grid").evaluate("(grid) => grid.clientHeight")
+    script.say(heads=[[number, head("error", error="why " * 100)] for number in (0, 1)])
+    assert script.page.locator(".llmlab-grid").evaluate("(grid) => grid.clientHeight") == height
+    assert 40 < script.of_first("text.clientHeight") < 100
+    errors = script.page.locator(".llmlab-pane-error")
+    assert errors.nth(1).evaluate("(error) => error.offsetTop") < errors.nth(0).evaluate("(error) => error.offsetTop")
 
 
 def test_stops_are_sent_once_and_are_gone_when_there_is_nothing_to_stop(script: Script) -> None:

@@ -1,0 +1,19 @@
+"""What comes from outside is shown as text, or not at all: nothing of it runs, nothing of it becomes markup."""
+
+from tests.browser.hostile import TEXTS, as_table, look_at
+from tests.browser.notebook import Open
+
+SILENT = {"summary"}
+"""Surfaces that show nothing that came from outside."""
+FORMULAS = {"maths", "formula"}
+
+
+def test_hostile_texts_stay_texts_on_every_surface(notebook: Open) -> None:
+    found = look_at(notebook)
+    print(as_table(found))  # noqa: T201  -s shows the table
+    for surface, verdicts in found.items():
+        wanted = dict.fromkeys(TEXTS, "-" if surface in SILENT else "text")
+        if surface.startswith(("frame:", "job.")):
+            # A DataFrame is shown by pandas, which leaves formulas to MathJax unless told otherwise; see "frame, no maths".
+            wanted |= dict.fromkeys(FORMULAS, "maths")
+        assert verdicts == wanted, surface
