@@ -95,6 +95,10 @@ def test_a_stopped_pane_keeps_its_text_and_has_no_error() -> None:
     assert (pane.state, pane.text, pane.error, pane.over) == ("stopped", "One", "", True)
 
 
+def test_a_pane_that_is_stopped_while_it_backs_off_retries_nothing() -> None:
+    assert played(Retrying(0, 1, 9.0, ServerError("boom")), stopped()).note == ""
+
+
 def test_a_retry_clears_the_pane_and_says_so_until_it_is_sent() -> None:
     again = Retrying(0, 1, 1.25, ServerError("boom"))
     pane = played(Admitted(0, 0.0, 0.0), *said("Half", " of"), again)
@@ -163,6 +167,10 @@ def test_the_speed_is_pieces_per_second_after_the_first() -> None:
 
 def test_pieces_that_come_at_once_have_no_speed() -> None:
     assert played(*said("a", "b", "c", every=0.0)).rate is None
+
+
+def test_one_token_has_no_speed() -> None:
+    assert played(answered("x", usage=Usage(output_tokens=1), latency_s=2.5, ttft_s=0.5)).rate is None
 
 
 def test_at_the_end_the_speed_is_the_providers_own_count_without_reasoning() -> None:

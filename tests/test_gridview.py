@@ -204,7 +204,8 @@ async def _end(show: Show) -> None:
 
 def test_stop_in_a_pane_stops_it_alone_from_any_thread(heard: Any) -> None:
     _, say, _ = heard
-    assert say(kind="stop", pane=1) == ["waiting", "stopped", "waiting"]
+    assert say(kind="stop", pane=0) == ["stopped", "waiting", "waiting"]
+    assert say(kind="stop", pane=2) == ["stopped", "waiting", "stopped"]
 
 
 def test_stop_all_ends_the_job(heard: Any) -> None:

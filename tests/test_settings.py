@@ -60,6 +60,7 @@ def test_a_lab_as_a_target_keeps_its_own_limits_and_connections() -> None:
     lab = llmlab.Lab("sim:b", concurrency=3)
     made = route([lab, "sim:c"])
     assert made.others[0] is lab.target
+    assert made.others[0].line is lab.strategy.admit
     assert made.others[1].home is made.first.home is not lab.target.home
     assert lab.concurrency == 3
 
@@ -183,7 +184,7 @@ def test_a_retry_is_not_refused_even_if_it_never_stood_in_line(make_call) -> Non
     handler = Strategy("test", stack).handler(Script(ServerError("boom"), 5.0, 5.0))
 
     async def main() -> None:
-        await asyncio.gather(*(handler(make_call(i, lane=lane)) for i in range(2)))
+        await asyncio.gather(*(handler(make_call(i, lane=lane)) for i in range(3)))
 
     run_virtual(main)
 

@@ -117,10 +117,10 @@ def test_one_model_may_be_asked_twice() -> None:
     assert out.index.tolist() == ["a", "a"]
 
 
-def test_a_prompts_own_model_gives_way_to_models() -> None:
-    prompt = Prompt.of("Hi", model="own")
-    out, _ = shown(lambda: lab_of(simulated(say=lambda ask: ask.model)).show(prompt, models=["a"]))
-    assert out.content.tolist() == ["a"]
+def test_a_prompts_own_model_gives_way_to_models_and_labs() -> None:
+    prompt, said = Prompt.of("Hi", model="own"), simulated(say=lambda ask: ask.model)
+    out, _ = shown(lambda: lab_of(said).show(prompt, models=["a", lab_of(said, "b")]))
+    assert out.content.tolist() == ["a", "b"]
 
 
 def test_a_lab_among_the_models_streams_from_its_own_provider() -> None:

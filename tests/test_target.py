@@ -160,7 +160,7 @@ async def second(_: Call) -> Reply:
 
 
 def asking(make_call: Any, index: int, tokens: int, *budgets: Spend, **fields: Any) -> Call:
-    """A call that uses at most `tokens`, and 7 more."""
+    """A call that uses at most `tokens`, and a quarter more than the 7 that are guessed for its input."""
     call: Call = make_call(index, lane=fields.pop("lane", None) or Lane(budgets=budgets), **fields)
     call.prompt = Prompt.of("", max_tokens=tokens)
     return call
@@ -203,8 +203,8 @@ def test_a_request_too_dear_takes_nobody_of_its_lane_with_it(make_call) -> None:
     calls = [asking(make_call, i, tokens, lane=lane) for i, tokens in enumerate([50, 5000, 60, 7000, 70])]
     out = run_virtual(lambda: settled(*(line(call, second) for call in calls)))
     assert [type(each) for each in out] == [Reply, BudgetSpent, Reply, BudgetSpent, Reply]
-    assert "5007" in str(out[1])
-    assert "7007" in str(out[3])
+    assert "5009" in str(out[1])
+    assert "7009" in str(out[3])
 
 
 def test_of_two_budgets_the_one_that_holds_is_the_one_that_refuses(make_call) -> None:
@@ -249,7 +249,7 @@ def test_only_the_budget_of_another_lab_is_a_reason_to_try_the_next_target(make_
 def test_a_budget_of_the_line_and_of_the_lane_is_charged_once(make_call) -> None:
     budget = Spend(tokens=10_000)
     run_virtual(lambda: gate(budget=budget)(asking(make_call, 0, 100, budget), second))
-    assert budget.spent_tokens == 107.0
+    assert budget.spent_tokens == 100 + 1.25 * 7
 
 
 def test_a_model_without_a_price_cannot_go_but_another_targets_may(make_call) -> None:
@@ -263,12 +263,12 @@ def test_dollars_are_reserved_for_the_longest_answer_allowed(make_call) -> None:
     budget = Spend(usd=1.0)
 
     async def look(_: Call) -> Reply:
-        assert budget.reserved_usd == pytest.approx((7 * 1.0 + 1000 * 2.0) / 1e6)
+        assert budget.reserved_usd == pytest.approx((1.25 * 7 * 1.0 + 1000 * 2.0) / 1e6)
         return reply()
 
     call = asking(make_call, 0, 1000, budget, price=PRICES["small"])
     run_virtual(lambda: gate()(call, look))
-    assert budget.spent_usd == pytest.approx(2007e-6)
+    assert budget.spent_usd == pytest.approx(2008.75e-6)
 
 
 @settings(max_examples=10, deadline=None)

@@ -32,6 +32,8 @@ Permits: TypeAlias = tuple[object, ...]
 QUEUE = 10_000
 LOOK = 1.0
 """Seconds between two looks at budgets while they hold all that wait: another target's calls may leave them room."""
+HEADROOM = 1.25
+"""Times the guessed input that a request may come to: prompts of one job differ by so much in tokens per character."""
 BUDGET, PAUSED = "budget", "paused"
 """What a lane waits for that is held back alone, in a person's words."""
 
@@ -241,8 +243,8 @@ class Admit:
 
     def _bound(self, call: Call, cost: Cost, budgets: tuple[Budget, ...]) -> Cost:
         """What the call uses at most: an answer may be as long as it is allowed to be, and nothing of it cached."""
-        read, written = cost.get("input_tokens", 0.0), cost.get("output_tokens", 0.0)
-        written = max(written, float(call.prompt.max_tokens or 0))
+        read = HEADROOM * (max(cost.guess, cost["input_tokens"]) if isinstance(cost, Estimate) else 0.0)
+        written = max(cost.get("output_tokens", 0.0), float(call.prompt.max_tokens or 0))
         bound = {"requests": 1.0, "total_tokens": read + written}
         if call.price is not None:
             bound["usd"] = call.price.most(read, written)

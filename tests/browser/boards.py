@@ -62,14 +62,14 @@ class BoardOnPage:
         found = self._notebook.until(condition, [self._index, f".llmlab-{part}", pattern], limit=limit)
         return str(found)
 
-    def until_done(self, rows: int) -> None:
-        """Wait until so many rows are settled, at least."""
+    def until_done(self, rows: int, *, limit: float = SOON) -> None:
+        """Wait until so many rows are settled, at least; `limit` in seconds."""
         condition = """([index, rows]) => {
             const cell = document.querySelectorAll(".jp-Notebook .jp-Cell")[index];
             const title = cell.querySelector(".llmlab-title")?.textContent ?? "";
             return Number(title.match(/, ([\\d,]+)/)?.[1].replaceAll(",", "") ?? -1) >= rows;
         }"""
-        self._notebook.until(condition, [self._index, rows])
+        self._notebook.until(condition, [self._index, rows], limit=limit)
 
     def until_still(self) -> str:
         """Wait until the still table has replaced the board: the table's text."""

@@ -170,5 +170,7 @@ def as_table(found: dict[str, dict[str, Any]]) -> str:
     """What became of them, a line for each surface."""
     widest = max(map(len, found))
     head = " " * widest + "".join(f"  {name:<9}" for name in TEXTS)
-    lines = [f"{surface:<{widest}}" + "".join(f"  {each[name]:<9}" for name in TEXTS) for surface, each in found.items()]
+    lines = [
+        f"{surface:<{widest}}" + "".join(f"  {each[name]:<9}" for name in TEXTS) for surface, each in found.items()
+    ]
     return "\n".join([head, *lines])

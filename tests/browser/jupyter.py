@@ -160,9 +160,7 @@ def _settle(home: Path, wanted: list[Kernel]) -> None:
         spec = home / "data" / "kernels" / kernel.name
         spec.mkdir(parents=True)
         argv = [kernel.python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        (spec / "kernel.json").write_text(
-            json.dumps({"argv": argv, "display_name": kernel.name, "language": "python"})
-        )
+        (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": kernel.name, "language": "python"}))
 
 
 def _environment(home: Path) -> dict[str, str]:

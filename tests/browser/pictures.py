@@ -9,14 +9,17 @@ from tests.browser.jupyter import jupyter, kernels
 from tests.browser.notebook import Notebook, browser, open_notebook
 
 RUN = """
+faults = Faults.parse("cut:0.03,server_error:0.03")
 lab = llmlab.Lab(
     "openai:small",
-    transport=Simulator(seed=4, physics=Physics(ttft=0.4, itl=0.012), faults=Faults.parse("cut:0.03,server_error:0.03")),
+    transport=Simulator(seed=4, physics=Physics(ttft=0.4, itl=0.012), faults=faults),
     concurrency=16,
     prices={"small": (0.15, 0.6)},
 )
 _ = await lab.run_many(questions(300))
 """
+MARGIN = 8
+"""Pixels around the table."""
 
 
 def main(folder: Path) -> None:
@@ -36,16 +39,26 @@ def take(nb: Notebook, folder: Path) -> None:
     nb.run(0)
     nb.start(1)
     board = BoardOnPage(nb, 1)
-    board.until_done(150)
+    board.until_done(150, limit=60)
     board["board"].screenshot(path=folder / "board_running.png")
     nb.switch_theme("JupyterLab Dark")
     board["board"].screenshot(path=folder / "board_running_dark.png")
     nb.switch_theme("JupyterLab Light")
-    board.until_still()
     nb.wait(60)
-    board["still"].screenshot(path=folder / "board_done.png")
+    take_table(nb, board, folder / "board_done.png")
     nb.switch_theme("JupyterLab Dark")
-    board["still"].screenshot(path=folder / "board_done_dark.png")
+    take_table(nb, board, folder / "board_done_dark.png")
+
+
+def take_table(nb: Notebook, board: BoardOnPage, path: Path) -> None:
+    """Take the table alone: what it stands in is as wide as the notebook."""
+    whole, table = board["still"].bounding_box(), board["still"].locator("table").bounding_box()
+    assert whole is not None
+    assert table is not None
+    width, height = table["width"] + 2 * MARGIN, whole["height"] + 2 * MARGIN
+    nb.page.screenshot(
+        path=path, clip={"x": whole["x"] - MARGIN, "y": whole["y"] - MARGIN, "width": width, "height": height}
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is left of a board elsewhere: saved, reopened, converted, run without a browser or without widgets, in the dark."""
+"""What is left of a board elsewhere: saved, reopened, converted, without a browser, without widgets, in the dark."""
 
 import json
 from collections.abc import Iterator
@@ -144,10 +144,12 @@ def contrasts(nb: Notebook, parts: list[str]) -> dict[str, float]:
 
 
 def test_the_board_and_the_table_are_readable_in_the_light_and_in_the_dark(notebook: Open) -> None:
-    nb = notebook([LAB, "await make(0.01).run_many(['a'])", "job = make(30).run_many(questions(8))\njob", "job.cancel()"])
+    nb = notebook(
+        [LAB, "await make(0.01).run_many(['a'])", "job = make(30).run_many(questions(8))\njob", "job.cancel()"]
+    )
     nb.run(0, 1, 2)
     BoardOnPage(nb, 2)["value"].first.wait_for()
-    seen = {}
+    seen: dict[tuple[str, str], float] = {}
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         nb.switch_theme(theme)
         seen |= {(theme, part): contrast for part, contrast in contrasts(nb, PARTS + STILL).items()}

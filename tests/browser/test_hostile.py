@@ -14,6 +14,6 @@ def test_hostile_texts_stay_texts_on_every_surface(notebook: Open) -> None:
     for surface, verdicts in found.items():
         wanted = dict.fromkeys(TEXTS, "-" if surface in SILENT else "text")
         if surface.startswith(("frame:", "job.")):
-            # A DataFrame is shown by pandas, which leaves formulas to MathJax unless told otherwise; see "frame, no maths".
+            # pandas shows a DataFrame and leaves formulas to MathJax unless told otherwise: see "frame, no maths"
             wanted |= dict.fromkeys(FORMULAS, "maths")
         assert verdicts == wanted, surface
