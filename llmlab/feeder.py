@@ -160,8 +160,8 @@ class Feeder:
         started = self._loop.time()
         try:
             reply = await self.ground.handler(call)
-        except asyncio.CancelledError:
-            why = self.stopped or "cancelled from below"
+        except asyncio.CancelledError as gone:
+            why = self.stopped or (str(gone) or "cancelled from below")
             self._settle(index, prompt, "cancelled", asyncio.CancelledError(why), call, started)
         except Exception as error:  # noqa: BLE001  a row's failure is data, whatever it is
             self._settle(index, prompt, "error", error, call, started)
@@ -288,7 +288,7 @@ class Feeder:
     def drop(self, index: int) -> None:
         """Cancel one row, if it is under way."""
         if (task := self._tasks.get(index)) is not None:
-            task.cancel()
+            task.cancel("stopped by the user")
 
     def _give_up(self, error: LLMError) -> None:
         if self.stopped is None:

@@ -21,6 +21,7 @@ from IPython.display import display
 from llmlab.errors import LLMError
 from llmlab.frontend import in_kernel
 from llmlab.lab import Lab
+from llmlab.show import HARMLESS
 from llmlab.streams import Stream
 
 EVERY = 0.1
@@ -93,7 +94,7 @@ class _Terminal:
     """The terminal, piece by piece."""
 
     def add(self, piece: str) -> None:
-        sys.stdout.write(piece)
+        sys.stdout.write(piece.translate(HARMLESS))
         sys.stdout.flush()
 
     def end(self) -> None:

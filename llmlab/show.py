@@ -35,7 +35,8 @@ MOST = 100
 """Panes at most."""
 EVERY = 0.1
 """Seconds between two looks at which panes have ended, in a terminal."""
-_HARMLESS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+HARMLESS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""For `str.translate`: an answer must not steer the terminal that it is written to."""
 
 Models: TypeAlias = Sequence[str | HasTarget]
 """Names of models of the lab's provider, or Labs."""
@@ -220,4 +221,4 @@ class GridText:
 
 def _printable(pane: Pane) -> str:
     """A pane's text without the characters that steer a terminal."""
-    return clean(as_text(pane)).translate(_HARMLESS)
+    return clean(as_text(pane)).translate(HARMLESS)

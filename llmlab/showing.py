@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 from llmlab.events import Bus
+from llmlab.frontend import cell_at_work
 from llmlab.live import Live
 from llmlab.progress import Progress
 from llmlab.views import Maker, View, live_maker
@@ -22,13 +24,17 @@ class Showing:
         """Loop time at which the job was over. None: it is not."""
         self._view: View | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._lock = threading.Lock()  # a job on a thread's loop begins while its cell displays it
+        self._shown_by_itself: int | None = None  # in which cell
 
     def begin(self, job: Any, maker: Maker | None) -> None:
         """The job begins, on its loop: show it, unless it is displayed already."""
         self.live.begin(asyncio.get_running_loop().time())
-        if self._view is None and maker is not None:
-            self._view = maker(job)
-            self._view.show()
+        with self._lock:
+            if self._view is None and maker is not None:
+                self._view = maker(job)
+                self._view.show()
+                self._shown_by_itself = cell_at_work()
         self.start()
 
     def start(self) -> None:
@@ -64,7 +70,9 @@ class Showing:
         make = live_maker()
         if make is None:
             return False
-        if self._view is None:
-            self._view = make(job)
-        self._view.show()
+        with self._lock:
+            if self._view is None:
+                self._view = make(job)
+            if self._shown_by_itself is None or self._shown_by_itself != cell_at_work():  # else it is there already
+                self._view.show()
         return True

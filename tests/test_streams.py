@@ -254,22 +254,24 @@ def test_text_held_back_by_one_target_is_forgotten_when_another_is_asked() -> No
     assert run_virtual(lambda: texts(lab.stream("p", by="sentence"))) == ["A whole one. ", "And"]
 
 
-def test_a_piece_that_comes_after_its_answers_end_harms_nobody() -> None:
+@pytest.mark.parametrize("by", ["piece", 2])
+def test_a_piece_that_comes_after_its_answers_end_harms_nobody(by: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Late:
         async def __call__(self, call: Call, inner: Handler) -> llmlab.Reply:
             reply = await inner(call)
             asyncio.get_running_loop().call_later(1, call.emit, Delta(call.index, "late"))
             return reply
 
-    speaker = Speaker({"a": [["a"]], "b": [[5.0, "b"]]})
+    speaker = Speaker({"a": [["a"]], "b": [[5.0, "b1", "b2"]]})
 
     async def main() -> list[Piece]:
-        stream = lab_of(speaker, strategy=Strategy("late", (Late(),))).stream_many(["a", "b"])
+        stream = lab_of(speaker, strategy=Strategy("late", (Late(),))).stream_many(["a", "b"], by=by)
         said = await read(stream)
         assert not stream._flow.calls
         return said
 
-    assert run_virtual(main) == [(0, "a"), (1, "b")]
+    assert run_virtual(main) == [(0, "a"), (1, "b1"), (1, "b2")]
+    assert not caplog.records
 
 
 def test_a_stream_that_is_cut_off_says_so_after_its_text() -> None:

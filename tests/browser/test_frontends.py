@@ -19,7 +19,7 @@ REFUSED = (
     "refused = await strict.run_many(['a'])\nassert refused.error_type[0] == 'AuthFailed'\nrefused"
 )
 DOM_WIDGET = {"layout", "tabbable", "tooltip"}
-COUNT = "{status: count for status, count in out.status.value_counts().items()}"
+COUNT = "out.status.value_counts().to_dict()"
 
 
 def displays(cells: list[Any]) -> Iterator[dict[str, Any]]:

@@ -227,3 +227,16 @@ def test_without_widgets_one_output_is_redrawn_and_the_text_is_whole_in_the_end(
     assert nb.busy
     nb.wait()
     assert nb.until(STILL, 1) == [whole(150)] * 2
+
+
+def test_a_lab_on_a_thread_shows_one_grid_and_fills_it_while_a_cell_computes(notebook: Open) -> None:
+    job = "lab = make(words(150), loop='thread')\njob = lab.show(['a', 'b'])\njob"
+    nb = notebook([SETUP, job, "import time\ntime.sleep(1.5)", "out = await job\nout.status.tolist()"])
+    nb.run(0, 1)
+    nb.start(2)
+    fills(nb, 1, 2, 60)
+    assert nb.busy
+    nb.wait()
+    nb.run(3)
+    assert nb.value(3) == "['ok', 'ok']"
+    assert nb.until(STILL, 1) == [whole(150)] * 2

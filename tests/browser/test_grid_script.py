@@ -126,9 +126,19 @@ def test_another_attempt_clears_the_pane_and_what_is_late_of_the_first_is_droppe
     script.render()
     script.say([0, 1, 0, ""])
     assert script.texts() == [""]
+    script.say([0, 0, 0, "Half"])
     script.say([0, 0, 4, " of"])
+    assert script.texts() == [""]
     script.say([0, 1, 0, "Whole"])
     assert script.texts() == ["Whole"]
+    assert script.sent() == []
+
+
+def test_an_attempt_that_has_said_more_before_it_is_painted_replaces_the_first(script: Script) -> None:
+    script.begin("Half")
+    script.render()
+    script.say([0, 1, 0, "A whole answer"])
+    assert script.texts() == ["A whole answer"]
 
 
 def test_a_new_attempt_whose_beginning_was_missed_is_a_gap(script: Script) -> None:
