@@ -114,6 +114,8 @@ class Feeder:
             while self._full():
                 self._room.clear()
                 await self._room.wait()
+            if self.load.flow is not None:
+                await self.load.flow.open.wait()  # rows answered at once would pile up before a reader who is behind
             self._ask()
         self._got()
         if self.journal is not None:

@@ -46,6 +46,8 @@ class Hold:
         self._until = -math.inf
         self.deadline: asyncio.Timeout | None = None
         """Of the present attempt; put off while it waits. One that has ended is left alone."""
+        self.held_s = 0.0
+        """Seconds waited so far."""
 
     async def wait(self) -> None:
         """Wait until the consumer has caught up."""
@@ -61,6 +63,7 @@ class Hold:
                 await self._flow.open.wait()
         finally:
             self._waits, self._until = False, loop.time()
+            self.held_s += self._until - began
         if then is not None:
             _reschedule(deadline, then + self._until - began)
 

@@ -66,6 +66,8 @@ class Job(Generic[T]):
         self._gauges: Gauges | None = None
         self._showing = Showing(self.bus, self.progress)
         self._ground: Ground | None = None
+        if order.flow is not None:
+            return  # begun by its reader, once that listens: on another thread's loop its first pieces would be lost
         if home.elsewhere:
             home.call_soon(self._start)
         elif (loop := running_loop()) is not None:

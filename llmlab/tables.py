@@ -26,7 +26,7 @@ class HtmlView:
     def show(self) -> None:
         """Display it in the cell at work, once; see `llmlab.widgets.BoardView`."""
         cell = cell_at_work()
-        if cell is not None and cell in self._handles:
+        if cell in self._handles:
             return
         handle = display(bundle(self._job.look()), raw=True, display_id=True)  # type: ignore[no-untyped-call]
         if handle is not None:

@@ -65,7 +65,7 @@ class BoardView:
         with self._lock:
             if self._over:
                 display(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]
-            elif cell is None or cell not in self._handles:
+            elif cell not in self._handles:
                 handle = self._display()
                 if handle is not None:
                     self._handles[cell or handle.display_id] = handle

@@ -2,9 +2,10 @@ import asyncio
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 import llmlab
@@ -197,6 +198,89 @@ def test_deadlines_hold_when_it_is_the_provider_that_is_slow(deadline: str, phas
     run_virtual(main)
 
 
+@pytest.mark.parametrize(("silent", "last"), [(5.0, "b"), (40.0, "no token came within 10 s")])
+def test_the_deadline_of_the_first_token_stands_still_as_well(silent: float, last: str) -> None:
+    speaker = Speaker({"a": [long(200)], "b": [[silent, "b"]]})
+
+    async def main() -> list[str]:
+        said: list[str] = []
+        lab = lab_of(speaker, strategy=strict(first_token=10.0))
+        async for _, piece in lab.stream_many(["a", "b"]):
+            await asyncio.sleep(0 if said else 15)
+            said.append(str(piece))
+        return said
+
+    assert run_virtual(main)[-1] == last
+
+
+def test_rows_answered_at_once_do_not_pile_up_before_a_slow_consumer() -> None:
+    class AtOnce(Speaker):
+        async def handle_async_request(self, _: httpx.Request) -> httpx.Response:
+            self.said += 1000
+            return httpx.Response(200, content=chunk({"content": "x" * 1000}, "stop"))
+
+    async def main() -> None:
+        speaker, most, eaten = AtOnce({}), 0, 0
+        async for _, piece in lab_of(speaker, concurrency=8).stream_many(["p"] * 1000):
+            await asyncio.sleep(0.1)
+            most = max(most, speaker.said - eaten)
+            eaten += len(str(piece))
+        assert eaten == 1_000_000
+        assert most < FULL + 40 * 1000  # those in flight and in line
+
+    run_virtual(main)
+
+
+def test_rows_that_are_no_prompts_do_not_pile_up_before_a_slow_consumer() -> None:
+    taken = 0
+
+    def source() -> Iterator[None]:
+        nonlocal taken
+        for _ in range(10_000):
+            taken += 1
+            yield None
+
+    async def main() -> None:
+        async for _row, _error in lab_of(one()).stream_many(source()):
+            await asyncio.sleep(100)
+            return
+
+    run_virtual(main)
+    assert taken < 100
+
+
+def test_a_whole_answer_gives_its_slot_back_before_it_has_been_read() -> None:
+    class AtOnce(Speaker):
+        async def handle_async_request(self, _: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, stream=Chunks())
+
+    class Chunks(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield chunk({"role": "assistant"})
+            yield chunk({"content": "x" * 2 * FULL}, "stop")
+
+    async def main() -> None:
+        lab = lab_of(AtOnce({}), concurrency=1)
+        async for piece in lab.stream("p"):
+            assert (await lab.run("p", stream=True)).content == piece
+
+    run_virtual(main)
+
+
+def test_a_slow_consumer_is_not_seen_in_the_times_of_the_answer() -> None:
+    async def main() -> llmlab.Reply:
+        pieces: list[Step] = ["x" * 1000, 0.01] * 200
+        stream = lab_of(one(*pieces)).stream("p")
+        async for _piece in stream:
+            await asyncio.sleep(1)
+        assert asyncio.get_running_loop().time() > 200
+        return stream.reply
+
+    reply = run_virtual(main)
+    assert reply.itl_s == pytest.approx(0.01, abs=0.001)
+    assert reply.latency_s == pytest.approx(2.0, abs=0.1)
+
+
 # -- over two event loops ---------------------------------------------------------------------------------
 
 
@@ -369,6 +453,46 @@ def test_a_consumer_whose_loop_is_closed_stops_the_job() -> None:
         assert source.cancelled.wait(10)
     finally:
         source.end()
+
+
+def test_a_lab_in_a_thread_is_read_from_another_loop() -> None:
+    simulator = Simulator(physics=Physics.instant(), seed=2)
+    lab = llmlab.Lab("openai:m", transport=simulator, loop="thread")
+
+    async def main() -> None:
+        stream = lab.stream_many([f"Question {n}" for n in range(50)])
+        said: dict[int, str] = {}
+        async for row, piece in stream:
+            said[row] = said.get(row, "") + str(piece)
+        assert said == {row: outcome.reply.content for row, outcome in stream.outcomes.items() if outcome.reply}
+        assert len(said) == 50
+
+    asyncio.run(main())
+
+
+def test_leaving_a_stream_of_another_thread_closes_its_connection() -> None:
+    speaker = one("x", 50.0, "y")
+    lab = lab_of(speaker, loop="thread")
+
+    async def main() -> None:
+        async with lab.stream("p") as stream:
+            async for piece in stream:
+                assert piece == "x"
+                break
+        assert speaker.open == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_of_a_lab_in_a_thread_not_even_the_first_piece_is_missed() -> None:
+    lab = lab_of(one("first", " second"), loop="thread")
+
+    async def main() -> None:
+        for _ in range(200):
+            assert [piece async for piece in lab.stream("p")] == ["first", " second"]
+
+    asyncio.run(main())
 
 
 # -- over a socket ----------------------------------------------------------------------------------------

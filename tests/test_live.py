@@ -72,10 +72,10 @@ def test_tokens_and_dollars_of_failed_attempts_count() -> None:
     job = Job(total=4)
     job.bus.emit(Attempted(0, 1, 0.0, 1.0, RateLimited("slow", status=429), Usage(10, 5), 0.5))
     job.bus.emit(Attempted(0, 2, 1.0, 2.0, None, Usage(10, 7), 0.25))
-    job.settle()
+    job.settle(2)
     look = job.look(2.0)
     assert (look.input_tokens, look.output_tokens, look.cost_usd) == (20, 12, 0.75)
-    assert look.projected_usd == 3.0
+    assert look.projected_usd == 1.5
 
 
 def test_without_a_price_there_is_no_cost_and_no_projection() -> None:
@@ -134,6 +134,8 @@ def test_errors_have_no_latency() -> None:
     job = Job()
     job.settle(error=BadRequest("no", status=400))
     assert job.look(1.0).p50_ms is None
+    job.settle(latency_s=2.0)
+    assert job.look(1.0).p50_ms == 2000.0
 
 
 def test_the_limits_are_those_of_the_gauge() -> None:
@@ -172,6 +174,7 @@ def test_targets_are_parked_each_for_itself() -> None:
     job = Job()
     job.tell(breaker("open", lasts=5.0), "openai:small")
     job.tell(breaker("open", lasts=9.0), "anthropic:large")
+    assert len(job.look(0.0).notes) == 2
     job.tell(breaker("closed"), "openai:small")
     assert job.look(0.0).notes == ["parked 9 s: provider is down (failure ratio)"]
 
@@ -208,6 +211,15 @@ def test_the_line_loses_no_row_however_seldom_somebody_looks(steps: list[tuple[f
     assert len(look.spark) < 2 * SPARKS
     assert all(rate >= 0 for rate in look.spark)
     assert sum(look.spark) * width == pytest.approx(job.rows, abs=0.001 * width * len(look.spark))
+
+
+def test_an_even_pace_stays_an_even_line_when_its_points_grow_wider() -> None:
+    job = Job()
+    for half_second in range(1, 4 * SPARKS + 1):
+        job.settle(3)
+        spark = job.look(half_second / 2).spark
+        assert spark == [6.0] * len(spark)
+    assert len(spark) == SPARKS
 
 
 def test_the_line_is_even_where_nobody_looked() -> None:

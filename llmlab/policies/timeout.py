@@ -95,9 +95,10 @@ class _Pulse:
     """Watches a stream's pieces. One timer, re-armed only when it fires: a piece costs one clock reading."""
 
     def __init__(self, call: Call, scope: asyncio.Timeout, first: float | None, between: float | None) -> None:
-        self._call, self._scope, self._between = call, scope, between
+        self._call, self._scope, self._first, self._between = call, scope, first, between
         self._emit = call.emit
         self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._phase: Phase = "attempt"
         self._last: float | None = None
         self._timer = self._loop.call_later(first, self._check) if first is not None else None
@@ -117,12 +118,13 @@ class _Pulse:
 
     def _check(self) -> None:
         now, hold = self._loop.time(), self._call.hold
-        if self._last is None or self._between is None:
-            self._expire("first_token", now)
-        elif (due := (self._last if hold is None else hold.since(self._last, now)) + self._between) > now:
+        phase: Phase = "first_token" if self._last is None else "between_tokens"
+        last, allowed = (self._began, self._first) if self._last is None else (self._last, self._between)
+        due = (last if hold is None else hold.since(last, now)) + (allowed or 0.0)
+        if due > now:
             self._timer = self._loop.call_at(due, self._check)
         else:
-            self._expire("between_tokens", now)
+            self._expire(phase, now)
 
     def _expire(self, phase: Phase, now: float) -> None:
         self._phase = phase

@@ -129,6 +129,7 @@ class _Exchange:
         self.complete: float | None = None
         self.pieces = 0
         self.last = 0.0
+        self.held = 0.0 if call.hold is None else call.hold.held_s
         self.model, self.kind = call.prompt.model or provider.model, call.kind
 
     async def run(self) -> Reply:
@@ -158,7 +159,7 @@ class _Exchange:
         head = await _head(chunks)
         if head.removeprefix(BOM).lstrip()[:1] in (b"{", b"[", b"<"):  # one body in answer to a streaming request
             self.codec.decode(head + b"".join([chunk async for chunk in chunks]), self.draft)
-            self._emit(self.draft.text)
+            self._emit(self.draft.text, self._now())
             return
         try:
             await self._read_events(head, chunks)
@@ -174,13 +175,13 @@ class _Exchange:
         splitter = Splitter()
         self._take(splitter.feed(head))
         while not self.draft.complete:
+            if self.call.hold is not None:
+                await self.call.hold.wait()
             chunk = await anext(chunks, None)
             if chunk is None:
                 self._take(splitter.close())
                 return
             self._take(splitter.feed(chunk))
-            if self.call.hold is not None:
-                await self.call.hold.wait()
         await self._read_afterword(splitter, chunks)
 
     async def _read_afterword(self, splitter: Splitter, chunks: AsyncIterator[bytes]) -> None:
@@ -197,20 +198,22 @@ class _Exchange:
                 self._take(splitter.close())
 
     def _take(self, events: list[ServerEvent]) -> None:
+        now = self._now()  # they came together
+        draft, delta, thoughts = self.draft, self.codec.delta, self.draft.reasoning
         for event in events:
-            thoughts = len(self.draft.reasoning)
-            text = self.codec.delta(event, self.draft)
-            if text or len(self.draft.reasoning) > thoughts:
-                self._emit(text)
-        if self.draft.complete and self.complete is None:
-            self.complete = self.loop.time()
+            thought = len(thoughts)
+            text = delta(event, draft)
+            if text or len(thoughts) > thought:
+                self._emit(text, now)
+        if draft.complete and self.complete is None:
+            self.complete = now
 
-    def _emit(self, text: str) -> None:
+    def _emit(self, text: str, now: float) -> None:
         if text:
             self.pieces += 1
-            self.last = self.loop.time()
+            self.last = now
             if self.first is None:
-                self.first = self.last
+                self.first = now
         self.call.emit(Delta(self.call.index, text))
 
     def _reply(self, headers: Mapping[str, str], sent: float) -> Reply:
@@ -218,11 +221,16 @@ class _Exchange:
             provider=self.provider.name,
             model=self.model,
             request_id=headers.get(self.codec.request_id_header),
-            latency_s=(self.complete or self.loop.time()) - sent,
+            latency_s=(self.complete or self._now()) - sent,
             ttft_s=None if self.first is None else self.first - sent,
             itl_s=self._itl(),
             cost_usd=self._cost(),
         )
+
+    def _now(self) -> float:
+        """Loop time, less what a slow reader has kept the answer waiting: the provider's times are measured."""
+        hold = self.call.hold
+        return self.loop.time() - (0.0 if hold is None else hold.held_s - self.held)
 
     def _itl(self) -> float | None:
         return None if self.first is None or self.pieces < 2 else (self.last - self.first) / (self.pieces - 1)  # noqa: PLR2004

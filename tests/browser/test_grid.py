@@ -88,15 +88,15 @@ def test_sixteen_panes_at_fifty_tokens_a_second_fill_live_complete_and_in_order(
 
 
 def test_whoever_scrolls_up_is_left_to_read(notebook: Open) -> None:
-    nb = notebook([SETUP, "out = await make(words(200), itl=0.01).show(['a', 'b'])"])
+    nb = notebook([SETUP, "out = await make(words(500), itl=0.02).show(['a', 'b'])"])
     nb.run(0)
     nb.start(1)
-    fills(nb, 1, 2, 400)
+    fills(nb, 1, 2, 500)
     first, second = (nb.cell(1).locator(".llmlab-text").nth(number) for number in (0, 1))
     first.hover()
     nb.page.mouse.wheel(0, -5000)
-    nb.until("() => document.querySelector('.llmlab-text').scrollTop === 0")
-    fills(nb, 1, 2, 600)
+    nb.until("() => document.querySelector('.llmlab-text')?.scrollTop === 0")
+    fills(nb, 1, 2, 700)
     assert first.evaluate("(text) => text.scrollTop") == 0
     assert second.evaluate("(text) => text.scrollTop + text.clientHeight - text.scrollHeight") == pytest.approx(
         0, abs=2
