@@ -256,7 +256,7 @@ def test_a_paused_lane_waits_until_it_is_released_and_holds_nobody(make_call) ->
     async def main() -> None:
         paused = asyncio.create_task(gate(make_call(0, lane=lane), endpoint))
         await gate(make_call(1), endpoint)
-        assert (gate.held_by, gate.waits_for(lane), gate.waiting) == ("paused", "paused", 1)
+        assert (gate.held_by, gate.waits_for(lane), gate._timer) == ("paused", "paused", None)
         lane.held = False
         gate.pump()
         await paused

@@ -303,6 +303,9 @@ def test_the_line_says_what_each_lane_waits_for(make_call) -> None:
         tasks += [asyncio.create_task(gate(make_call(2, lane=rich), Busy()))]
         await asyncio.sleep(0.1)
         assert (gate.waits_for(poor), gate.waits_for(rich)) == ("budget", "concurrency")
+        poor.held = True
+        assert gate.waits_for(poor) == "paused"
+        poor.held = False
         await asyncio.wait(tasks[:2])
         assert (gate.held_by, gate.waits_for(rich)) == ("rate limit", "rate limit")
         await asyncio.wait(tasks)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import llmlab
 from llmlab.call import Call, Lane
 from llmlab.clock import run_virtual
-from llmlab.errors import BudgetSpent, Unsendable
+from llmlab.errors import BudgetSpent, ServerError, Unsendable
 from llmlab.estimate import Estimator
 from llmlab.loops import Home
 from llmlab.policies.admit import Admit
@@ -230,7 +230,12 @@ def test_a_budget_shared_by_two_lines_is_noticed_when_it_is_given_back_in_the_ot
         return await second(call)
 
     async def main() -> list[Any]:
-        return await settled(there(calls[0], cheap), here(calls[1], cheap), here(calls[2], cheap))
+        asked = [asyncio.create_task(line(call, cheap)) for line, call in zip((there, here, here), calls, strict=True)]
+        await asyncio.sleep(0)
+        paused = asyncio.create_task(here(make_call(9, lane=Lane(held=True)), cheap))  # is no reason not to look
+        out = await settled(*asked)
+        paused.cancel()
+        return out
 
     assert [type(each) for each in run_virtual(main)] == [Reply, Reply, Reply]
     assert budget.spent_tokens == 30.0
@@ -269,6 +274,27 @@ def test_dollars_are_reserved_for_the_longest_answer_allowed(make_call) -> None:
     call = asking(make_call, 0, 1000, budget, price=PRICES["small"])
     run_virtual(lambda: gate()(call, look))
     assert budget.spent_usd == pytest.approx(2008.75e-6)
+
+
+@pytest.mark.parametrize("error", [None, ServerError("broken")])
+def test_only_a_complete_answer_teaches_and_a_bound_never_goes_below_the_first_guess(make_call, error) -> None:
+    line, budget = gate(), Spend(tokens=10_000)
+    reserved: list[float] = []
+
+    async def look(call: Call) -> Reply:
+        reserved.append(budget.reserved_tokens)
+        call.usage = llmlab.Usage(1, 500)
+        if error is not None:
+            raise error
+        return reply()
+
+    async def main() -> None:
+        for index in range(2):
+            await settled(line(make_call(index, lane=Lane(budgets=(budget,))), look))
+
+    run_virtual(main)
+    guess = line.estimator.cost(Prompt.of("prompt 0"), "").guess if line.estimator else 0.0
+    assert reserved == [1.25 * guess + 256, 1.25 * guess + (500 if error is None else 256)]
 
 
 @settings(max_examples=10, deadline=None)

@@ -71,6 +71,9 @@ function makeText(parent) {
   parent.onscroll = () => {
     follows = parent.scrollHeight - parent.scrollTop - parent.clientHeight < 24;
   };
+  parent.onwheel = (event) => {
+    if (event.deltaY < 0) follows = false; // at once: text that comes before the scroll is told would take it back
+  };
   const append = (text) => {
     if (!last) last = element("div", "llmlab-block", parent).appendChild(document.createTextNode(""));
     const cut = last.length + text.length > BLOCK ? text.indexOf("\n", Math.max(0, BLOCK - last.length)) + 1 : 0;

@@ -131,8 +131,9 @@ def test_a_paused_job_sends_nothing_until_it_is_resumed(notebook: Open) -> None:
     board.until("value", "^0 of 4$")
     board.until("pause", "^Resume$")
     done = board.done
-    nb.until_looks(10)
+    nb.until_looks(25)
     assert board.done == done
+    assert board["notes"].inner_text() == "", "the kernel has heard it"
     board["pause"].click()
     board.until("title", "run_many: running")
     nb.wait(30)
