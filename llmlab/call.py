@@ -27,7 +27,7 @@ class Lane:
     patient: bool = True
     """Its calls are held back by whoever makes them; those of an impatient lane are refused when the line is full."""
     budgets: tuple[Any, ...] = ()
-    """Rules on what its calls may spend (see `llmlab.policies.admit.Budget`); others may share them."""
+    """Rules on what its calls may spend (see `llmlab.rule.Budget`); others may share them."""
     held: bool = False
     """Nobody of it is admitted for now: the user has paused it."""
 

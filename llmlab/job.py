@@ -124,7 +124,7 @@ class Job(Generic[T]):
             keeper = None if self._order.journal is None else self._order.journal(self.bus)
             self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
             feeder = self._feeder
-            self._gauges = Gauges(self.bus, ground.lines, lambda: feeder.waits_for)
+            self._gauges = Gauges(self.bus, ground.lines, lambda: feeder.waits_for, self._order.lane)
             main = self._main(feeder, keeper, ground)
             self._task = asyncio.get_running_loop().create_task(main, name=f"llmlab {self.name}")
         return self._task
@@ -210,7 +210,7 @@ class Job(Generic[T]):
         """What bound the job for most of its time so far; None before it has begun.
 
         provider (its speed, or that it is down), rate limit, concurrency, budget, source (of the prompts), journal
-        (the disk) or event loop (this process computes all the time).
+        (the disk), paused (by the user) or event loop (this process computes all the time).
         """
         return None if self._gauges is None else self._gauges.bound_by
 
