@@ -5,7 +5,6 @@ that it says the same in JupyterLab, nbconvert, GitHub and a reopened notebook. 
 passes over what is of the class tex2jax_ignore (up to its version 2) or mathjax_ignore (from 3 on).
 """
 
-import sys
 from html import escape
 
 from llmlab.live import Look
@@ -54,13 +53,6 @@ def as_html(look: Look) -> str:
 def bundle(look: Look) -> dict[str, str]:
     """The look for a notebook's output: both ways to say it."""
     return {"text/plain": as_text(look), "text/html": as_html(look)}
-
-
-def cell_at_work() -> str | None:
-    """Names the run of a notebook's cell below which something displayed now appears; None: nobody knows."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    header = getattr(getattr(shell, "display_pub", None), "parent_header", None)
-    return header.get("msg_id") if isinstance(header, dict) else None
 
 
 def _rows(look: Look) -> str:

@@ -13,7 +13,7 @@ import httpx
 from llmlab.call import PRIORITIES, Lane
 from llmlab.events import Bus
 from llmlab.flow import Flow
-from llmlab.frame import Rows
+from llmlab.frame import Rows, show_as_text
 from llmlab.job import Job
 from llmlab.keeper import Keeper
 from llmlab.load import Ground
@@ -101,6 +101,7 @@ class Core:
         self._places = itertools.count()
         self._progress, self._seed = progress, seed
         self.target.provider.prices.get(self.target.provider.model)  # the list is read now, not while rows wait
+        show_as_text()
         if self.target.provider.name == "sim":
             _tell_once()
 

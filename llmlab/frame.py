@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from llmlab.columns import COLUMNS, Column, columns_table
+from llmlab.frontend import in_kernel
 from llmlab.template import Template, did_you_mean
 from llmlab.types import Item, Message, Outcome, Prompt, Reply, Usage, is_missing
 
@@ -24,6 +25,7 @@ __all__ = [
     "frame_of",
     "read_rows",
     "record",
+    "show_as_text",
     "to_frame",
     "values",
 ]
@@ -118,9 +120,26 @@ def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
 
 def frame_of(columns: Sequence[Column], records: Sequence[Record], index: pd.Index) -> Frame:
     """Make a frame with these columns and dtypes of records in their order."""
+    show_as_text()
     values = zip(*records, strict=True) if records else itertools.repeat(())
     data = {column.name: _series(column, each, index) for column, each in zip(columns, values, strict=False)}
     return pd.DataFrame(data, index=index)
+
+
+AS_TEXT = {"display.html.use_mathjax": False, "styler.html.mathjax": False, "styler.format.escape": "html"}
+"""pandas' options in a notebook: no formula in a frame is typeset, and no HTML in one that has a `style` runs."""
+
+
+@cache
+def show_as_text() -> None:
+    """Let pandas show as text whatever stands in frames, if this is a notebook's kernel.
+
+    Done once, when the first Lab or the first frame is made: who sets the options otherwise later has the last word.
+    Answers often hold a $, which JupyterLab takes for the beginning of a formula.
+    """
+    if in_kernel():
+        for name, value in AS_TEXT.items():
+            pd.set_option(name, value)
 
 
 def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Series[Any]":

@@ -12,7 +12,7 @@ so whatever is live must leave something still behind.
 import importlib.util
 import os
 import sys
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Frontend: TypeAlias = Literal["widget", "html", "text", "none"]
 
@@ -39,11 +39,17 @@ def frontend() -> Frontend:
 
 def in_kernel() -> bool:
     """Whether this process is a notebook's kernel."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")
+    return hasattr(_shell(), "kernel")
 
 
-def cell_at_work() -> int | None:
-    """The number of the notebook's cell that runs. None: there is no notebook."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return getattr(shell, "execution_count", None)
+def cell_at_work() -> str | None:
+    """Names the run of a notebook's cell below which something displayed now appears; None: nobody knows.
+
+    It need not be the cell that runs: what a task displays belongs to the cell that made it, on ipykernel 7.
+    """
+    header = getattr(getattr(_shell(), "display_pub", None), "parent_header", None)
+    return header.get("msg_id") if isinstance(header, dict) else None
+
+
+def _shell() -> Any:
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

@@ -6,13 +6,10 @@ sheet, so that it says the same in JupyterLab, nbconvert and a notebook reopened
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
 from html import escape
-from typing import Any
-
-from IPython.display import display
 
 from llmlab.grid import Grid, Pane, State, as_text, clean, figures
+from llmlab.places import Places
 from llmlab.show import Show
 
 EVERY = 0.5
@@ -56,7 +53,7 @@ def as_html(grid: Grid, most: int | None = None) -> str:
     share = f"max({NARROWEST}px,(100% - {8 * (columns(len(grid.panes)) - 1)}px)/{columns(len(grid.panes))})"
     style = f"display:grid;grid-template-columns:repeat(auto-fill,minmax({share},1fr));gap:8px;margin:4px 0"
     return (
-        f'<div class="llmlab-still tex2jax_ignore"><strong>llmlab show: {summary(grid)}</strong>'
+        f'<div class="llmlab-still tex2jax_ignore mathjax_ignore"><strong>llmlab show: {summary(grid)}</strong>'
         f'<div style="{style}">{"".join(_pane(pane, most) for pane in grid.panes)}</div></div>'
     )
 
@@ -86,25 +83,6 @@ def bundle(grid: Grid, most: int | None = None) -> dict[str, str]:
     return {"text/plain": plain, "text/html": as_html(grid, most)}
 
 
-class Places:
-    """The outputs in which one thing is shown."""
-
-    def __init__(self) -> None:
-        self._display: Callable[..., Any] = display
-        self._handles: list[Any] = []
-
-    def add(self, what: object, *, raw: bool = False) -> None:
-        """Show it in the cell at work, too; `raw` if it is a bundle of the ways to say it."""
-        handle = self._display(what, raw=raw, display_id=True)
-        if handle is not None:
-            self._handles.append(handle)
-
-    def replace(self, by: Mapping[str, str]) -> None:
-        """Show something else in its place everywhere."""
-        for handle in self._handles:
-            handle.update(by, raw=True)
-
-
 class GridHtml:
     """Shows a grid as an output that is redrawn, where there are no widgets.
 
@@ -115,22 +93,17 @@ class GridHtml:
     def __init__(self, job: Show) -> None:
         self._grid = job.grid
         self._places = Places()
-        self._over = False
 
     def show(self) -> None:
         """Display it in the cell at work."""
-        self._places.add(self._bundle(), raw=True)
+        self._places.add(bundle(self._grid, LIVE), raw=True)
 
     async def run(self) -> None:
         """Redraw until cancelled."""
         while True:
             await asyncio.sleep(EVERY)
-            self._places.replace(self._bundle())
+            self._places.replace(bundle(self._grid, LIVE))
 
     def close(self) -> None:
         """Draw the end, with the whole texts."""
-        self._over = True
-        self._places.replace(self._bundle())
-
-    def _bundle(self) -> dict[str, str]:
-        return bundle(self._grid, None if self._over else LIVE)
+        self._places.end(bundle(self._grid))

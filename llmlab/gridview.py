@@ -18,7 +18,8 @@ import anywidget
 import traitlets
 
 from llmlab.grid import Grid, Pane, clean
-from llmlab.gridhtml import Places, bundle, columns
+from llmlab.gridhtml import bundle, columns
+from llmlab.places import Places
 from llmlab.show import Show
 
 EVERY = 0.1
@@ -77,10 +78,7 @@ class GridView:
 
     def show(self) -> None:
         """Display it in the cell at work."""
-        if self._over:
-            self._places.add(bundle(self._job.grid), raw=True)
-        else:
-            self._places.add(self._widget)
+        self._places.add(self._widget)
 
     async def run(self) -> None:
         """Send what is new until cancelled."""
@@ -93,7 +91,7 @@ class GridView:
         if not self._over:
             self._flush()
         self._over = True
-        self._places.replace(bundle(self._job.grid))
+        self._places.end(bundle(self._job.grid))
         self._widget.close()
 
     def _flush(self) -> None:

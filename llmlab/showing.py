@@ -6,7 +6,6 @@ import threading
 from typing import Any
 
 from llmlab.events import Bus
-from llmlab.frontend import cell_at_work
 from llmlab.live import Live
 from llmlab.progress import Progress
 from llmlab.views import Maker, View, live_maker
@@ -25,7 +24,6 @@ class Showing:
         self._view: View | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._lock = threading.Lock()  # a job on a thread's loop begins while its cell displays it
-        self._shown_by_itself: int | None = None  # in which cell
 
     def begin(self, job: Any, maker: Maker | None) -> None:
         """The job begins, on its loop: show it, unless it is displayed already."""
@@ -34,7 +32,6 @@ class Showing:
             if self._view is None and maker is not None:
                 self._view = maker(job)
                 self._view.show()
-                self._shown_by_itself = cell_at_work()
         self.start()
 
     def start(self) -> None:
@@ -73,6 +70,5 @@ class Showing:
         with self._lock:
             if self._view is None:
                 self._view = make(job)
-            if self._shown_by_itself is None or self._shown_by_itself != cell_at_work():  # else it is there already
-                self._view.show()
+            self._view.show()
         return True

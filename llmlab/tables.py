@@ -3,10 +3,9 @@
 import asyncio
 from typing import Any
 
-from IPython.display import DisplayHandle, display
-
-from llmlab.board import bundle, cell_at_work
+from llmlab.board import bundle
 from llmlab.job import Job
+from llmlab.places import Places
 
 EVERY = 0.5
 """Seconds between two drawings."""
@@ -21,24 +20,18 @@ class HtmlView:
 
     def __init__(self, job: Job[Any]) -> None:
         self._job = job
-        self._handles: dict[str, DisplayHandle] = {}
+        self._places = Places()
 
     def show(self) -> None:
-        """Display it in the cell at work, once; see `llmlab.widgets.BoardView`."""
-        cell = cell_at_work()
-        if cell in self._handles:
-            return
-        handle = display(bundle(self._job.look()), raw=True, display_id=True)  # type: ignore[no-untyped-call]
-        if handle is not None:
-            self._handles[cell or handle.display_id] = handle
+        """Display it in the cell at work."""
+        self._places.add(bundle(self._job.look()), raw=True)
 
     async def run(self) -> None:
         """Redraw until cancelled."""
         while True:
             await asyncio.sleep(EVERY)
-            self.close()
+            self._places.replace(bundle(self._job.look()))
 
     def close(self) -> None:
-        """Redraw."""
-        for handle in tuple(self._handles.values()):
-            handle.update(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]
+        """Draw the end."""
+        self._places.end(bundle(self._job.look()))

@@ -13,7 +13,7 @@ class View(Protocol):
     """Shows a job while it runs, and leaves something still behind."""
 
     def show(self) -> None:
-        """Show it here and now, in the cell at work; may be called again in another one."""
+        """Show it here and now, in the cell at work, unless it is there already."""
         ...
 
     async def run(self) -> None:

@@ -8,7 +8,6 @@ table, which a notebook reopened without a kernel can show.
 """
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,11 +16,11 @@ from typing import Any
 
 import anywidget
 import traitlets
-from IPython.display import DisplayHandle, display
 
-from llmlab.board import bundle, cell_at_work
+from llmlab.board import bundle
 from llmlab.job import Job
 from llmlab.live import Look
+from llmlab.places import Places
 
 EVERY = 0.1
 """Seconds between two drawings, whatever the job does."""
@@ -53,29 +52,17 @@ class BoardView:
         self._job = job
         self._widget = Board(uid=uuid.uuid4().hex, look=asdict(job.look()))
         self._widget.on_msg(self._heard)
-        self._handles: dict[str, DisplayHandle] = {}
-        self._lock = threading.Lock()  # a job on a thread's loop ends while a cell displays it
+        self._bundle: Any = self._widget._repr_mimebundle_() or ({}, {})  # now: one that is closed has none
+        self._places = Places()
         self._drawn: Look | None = None
         self._heard_last = 0  # number of the browser's message that was heard last
         self._over = False
 
     def show(self) -> None:
-        """Display it in the cell at work, once: a job on a thread's loop may have shown itself there already."""
-        cell = cell_at_work()
-        with self._lock:
-            if self._over:
-                display(bundle(self._job.look()), raw=True)  # type: ignore[no-untyped-call]
-            elif cell not in self._handles:
-                handle = self._display()
-                if handle is not None:
-                    self._handles[cell or handle.display_id] = handle
-
-    def _display(self) -> DisplayHandle | None:
-        data, metadata = self._widget._repr_mimebundle_() or ({}, {})
+        """Display it in the cell at work."""
+        data, metadata = self._bundle
         # Beside the widget, the look: for who opens a notebook that was saved while the job ran.
-        data |= bundle(self._job.look())
-        shown: DisplayHandle | None = display(data, metadata=metadata, raw=True, display_id=True)  # type: ignore[no-untyped-call]
-        return shown
+        self._places.add(data | bundle(self._job.look()), metadata=metadata, raw=True)
 
     async def run(self) -> None:
         """Send looks until cancelled."""
@@ -93,10 +80,8 @@ class BoardView:
     def close(self) -> None:
         """Put a still table in the place of each board."""
         look = self._job.look()
-        with self._lock:
-            self._over = True
-            for handle in self._handles.values():
-                handle.update(bundle(look), raw=True)  # type: ignore[no-untyped-call]
+        self._over = True
+        self._places.end(bundle(look))
         self._widget.look = asdict(look)
         self._widget.close()
 

@@ -1,12 +1,10 @@
-import sys
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.board import as_html, as_text, bundle, cell_at_work, count, kinds, lines, milliseconds, seconds
+from llmlab.board import as_html, as_text, bundle, count, kinds, lines, milliseconds, seconds
 from llmlab.live import Look
 
 HOSTILE = '<img src=x onerror="pwned()">'
@@ -123,24 +121,3 @@ def test_large_counts_are_shortened(number: float, words: str) -> None:
 
 def test_no_kinds_are_no_words() -> None:
     assert kinds([]) == ""
-
-
-def in_ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
-    ipython = ModuleType("IPython")
-    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-
-
-def test_a_cell_is_named_by_the_message_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_ipython(monkeypatch, SimpleNamespace(display_pub=SimpleNamespace(parent_header={"msg_id": "a1"})))
-    assert cell_at_work() == "a1"
-
-
-@pytest.mark.parametrize(
-    "shell", [None, SimpleNamespace(), SimpleNamespace(display_pub=SimpleNamespace(parent_header={}))]
-)
-def test_outside_of_a_kernel_no_cell_is_at_work(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
-    in_ipython(monkeypatch, shell)
-    assert cell_at_work() is None
-    monkeypatch.delitem(sys.modules, "IPython")
-    assert cell_at_work() is None

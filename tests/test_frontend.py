@@ -1,11 +1,15 @@
 import io
 import sys
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from llmlab.frontend import frontend
+from llmlab.frame import AS_TEXT, show_as_text, to_frame
+from llmlab.frontend import cell_at_work, frontend
+from llmlab.lab import Lab
 from llmlab.views import MAKERS, live_maker, maker
 
 
@@ -109,3 +113,59 @@ def test_only_a_notebook_has_live_views(monkeypatch) -> None:
     assert live_maker() is None
     in_notebook(monkeypatch, anywidget=True)
     assert live_maker() is MAKERS["widget"]
+
+
+def test_a_cell_is_named_by_the_message_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_ipython(monkeypatch, SimpleNamespace(display_pub=SimpleNamespace(parent_header={"msg_id": "a1"})))
+    assert cell_at_work() == "a1"
+
+
+@pytest.mark.parametrize(
+    "shell", [None, SimpleNamespace(), SimpleNamespace(display_pub=SimpleNamespace(parent_header={}))]
+)
+def test_outside_of_a_kernel_no_cell_is_at_work(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    in_ipython(monkeypatch, shell)
+    assert cell_at_work() is None
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert cell_at_work() is None
+
+
+@pytest.fixture
+def pandas_options() -> Iterator[Callable[[], dict[str, object]]]:
+    """What pandas' options are; put back afterwards."""
+    show_as_text.cache_clear()
+    before = {name: pd.get_option(name) for name in AS_TEXT}
+    yield lambda: {name: pd.get_option(name) for name in AS_TEXT}
+    for name, value in before.items():
+        pd.set_option(name, value)
+    show_as_text.cache_clear()
+
+
+def test_in_a_notebook_the_first_lab_lets_frames_be_shown_as_text(monkeypatch, pandas_options) -> None:
+    in_notebook(monkeypatch, anywidget=True)
+    assert pandas_options() != AS_TEXT
+    Lab()
+    assert pandas_options() == AS_TEXT
+
+
+def test_a_frame_that_was_made_without_a_lab_is_shown_as_text_too(monkeypatch, pandas_options) -> None:
+    in_notebook(monkeypatch, anywidget=True)
+    to_frame([])
+    assert pandas_options() == AS_TEXT
+    assert "tex2jax_ignore" in pd.DataFrame({"a": ["$x$"]}).to_html()
+
+
+def test_who_sets_pandas_otherwise_later_has_the_last_word(monkeypatch, pandas_options) -> None:
+    in_notebook(monkeypatch, anywidget=True)
+    Lab()
+    pd.options.display.html.use_mathjax = True
+    Lab()
+    to_frame([])
+    assert pandas_options() == AS_TEXT | {"display.html.use_mathjax": True}
+
+
+def test_outside_of_a_notebook_pandas_is_left_alone(pandas_options) -> None:
+    before = pandas_options()
+    Lab()
+    to_frame([])
+    assert pandas_options() == before

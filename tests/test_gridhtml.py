@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import llmlab
-from llmlab import gridhtml
+from llmlab import places
 from llmlab.clock import run_virtual
 from llmlab.grid import Grid
 from llmlab.gridhtml import LIVE, GridHtml, as_html, bundle, columns, summary
@@ -30,11 +30,12 @@ class Cell:
     @classmethod
     def of(cls, monkeypatch: pytest.MonkeyPatch) -> "Cell":
         made = cls()
-        monkeypatch.setattr(gridhtml, "display", made.display)
+        monkeypatch.setattr(places, "display", made.display)
         return made
 
-    def display(self, what: object, *, raw: bool, display_id: bool) -> "Cell":
+    def display(self, what: object, *, raw: bool = False, display_id: bool) -> "Cell":
         assert display_id
+        self.display_id = f"d{len(self.shown)}"
         assert raw == isinstance(what, dict)
         self.shown.append(what)
         return self
@@ -91,7 +92,7 @@ def test_hostile_words_are_text_wherever_they_stand() -> None:
     assert read.tags == {"div", "strong", "span", "pre"}
     assert read.names == {"class", "style", "title"}
     assert read.pres == [HOSTILE]
-    assert 'class="llmlab-still tex2jax_ignore"' in page
+    assert 'class="llmlab-still tex2jax_ignore mathjax_ignore"' in page
 
 
 @example('\nA line break first, and <two> at the end & "done".\n\n')

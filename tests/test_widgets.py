@@ -14,7 +14,7 @@ from comm.base_comm import BaseComm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmlab import tables, widgets
+from llmlab import places
 from llmlab.clock import run_virtual
 from llmlab.job import Job
 from llmlab.lab import Lab
@@ -78,9 +78,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
         return wire
 
     monkeypatch.setattr(comm, "create_comm", create_comm)
-    for module in (widgets, tables):
-        monkeypatch.setattr(module, "display", made.display)
-        monkeypatch.setattr(module, "cell_at_work", lambda: made.cell)
+    monkeypatch.setattr(places, "display", made.display)
+    monkeypatch.setattr(places, "cell_at_work", lambda: made.cell)
     monkeypatch.setenv("LLMLAB_UI", "widget")
     return made
 
@@ -172,6 +171,9 @@ def test_a_job_that_is_over_is_shown_as_a_table(screen: Screen) -> None:
         job = start(rows=4)
         await job
         view: Any = job._showing._view
+        view.show()
+        assert len(screen.outputs) == 1, "it stands below this cell already"
+        screen.cell = "cell 2"
         view.show()
         assert set(screen.outputs[-1][0]) == {"text/html", "text/plain"}
         assert "4 of 4" in screen.outputs[-1][0]["text/html"]

@@ -75,7 +75,10 @@ lab, named, threaded = make_hostile(), make_hostile(ALL), make_hostile(loop="thr
 _CONTROL = """display(HTML('<p>$z^2$ <img src=x onerror="(window.pwned ??= []).push(\\'control\\')"></p>'))"""
 _LIVE = "job{0} = make_hostile().run_many(prompts('break', texts=TEXTS[{1}:{2}]) + ['wait: '])\njob{0}"
 _STOP = "_ = [job.cancel() for job in (job0, job1, job2)]"
-_ASK = "job = lab.run_many(prompts('say', 'refuse', 'busy', 'break'), progress=False)\nout = await job"
+_ASK = """
+job = lab.run_many(prompts("say", "refuse", "busy", "break"), journal="hostile.sqlite", progress=False)
+out = await job
+"""
 _REFUSED = """
 for prompt in prompts("refuse"):
     try:
@@ -90,13 +93,17 @@ SURFACES = {
     "frame: error": "out[['error']]",
     "frame: error_type": "out[['error_type']]",
     "frame: model": "(await named.run_many(['say: a'], progress=False))[['model']]",
-    "frame, no maths": "with pd.option_context('display.html.use_mathjax', False):\n    display(out)",
+    "out.head()": "out.head(len(out))[['content', 'error']]",
+    "df.join(out)": "pd.DataFrame({'asked': prompts('say')}).join(out[['content']])",
+    "out.style": "out[['content', 'error']].style",
+    "journal.read": "llmlab.journal.read('hostile.sqlite')[['content', 'error']]",
     "job.attempts": "job.attempts",
     "job.events": "job.events",
     "job.limits": "named.last.limits[['target']].drop_duplicates()",
     "summary": "llmlab.summary(out)",
     "reprs": "[await lab.run(prompt) for prompt in prompts('say')], lab, named, named.last",
     "traceback": _REFUSED,
+    "lab.show": "_ = await named.show(prompts('say', 'break'))",
     "%%llm": "get_ipython().run_cell_magic('llm', 'threaded', 'say: ' + ALL)",
 }
 """Cells that show what came in; after the boards."""

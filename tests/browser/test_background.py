@@ -59,6 +59,19 @@ def test_a_lab_on_a_thread_goes_on_and_is_painted_while_a_cell_computes(notebook
     assert nb.page.locator(".llmlab-board").count() == 0
 
 
+def test_a_job_that_has_shown_itself_is_shown_once_below_each_cell_that_displays_it(notebook: Open) -> None:
+    begun = "lab = make(0.2, loop='thread')\njob = lab.run_many(questions(40))\ntime.sleep(0.3)\njob"
+    nb = notebook([LAB, begun, "job", "out = await job\njob"])
+    nb.run(0, 1, 2)
+    for index in (1, 2):
+        BoardOnPage(nb, index).until_done(4)
+        assert BoardOnPage(nb, index)["board"].count() == 1
+    nb.run(3)
+    stills = [BoardOnPage(nb, index).until_still() for index in (1, 2, 3)]
+    assert len(set(stills)) == 1
+    assert [nb.cell(index).locator(".llmlab-still").count() for index in (1, 2, 3)] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("bound", [False, True], ids=["fresh lab", "lab bound to the kernel's loop"])
 def test_result_in_a_cell_paints_while_it_waits(notebook: Open, bound: bool) -> None:
     first = "lab = make(0.2)\n" + ("await lab.run_many(['a'], progress=False)" if bound else "0")

@@ -5,15 +5,10 @@ from tests.browser.notebook import Open
 
 SILENT = {"summary"}
 """Surfaces that show nothing that came from outside."""
-FORMULAS = {"maths", "formula"}
 
 
 def test_hostile_texts_stay_texts_on_every_surface(notebook: Open) -> None:
     found = look_at(notebook)
     print(as_table(found))  # noqa: T201  -s shows the table
     for surface, verdicts in found.items():
-        wanted = dict.fromkeys(TEXTS, "-" if surface in SILENT else "text")
-        if surface.startswith(("frame:", "job.")):
-            # pandas shows a DataFrame and leaves formulas to MathJax unless told otherwise: see "frame, no maths"
-            wanted |= dict.fromkeys(FORMULAS, "maths")
-        assert verdicts == wanted, surface
+        assert verdicts == dict.fromkeys(TEXTS, "-" if surface in SILENT else "text"), surface
