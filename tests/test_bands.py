@@ -11,6 +11,7 @@ BANDS = {
     "clock": 0, "columns": 0, "errors": 0, "flow": 0, "frontend": 0, "heap": 0, "mismatch": 0, "nested": 0,
     "pieces": 0, "rules.checks": 0, "rules.meter": 0, "runlock": 0, "types": 0, "version": 0, "writer": 0,
     "call": 1, "entries": 1, "estimate": 1, "events": 1, "identity": 1, "loops": 1, "places": 1, "prices": 1,
+    "offstage": 1,
     "providers.fault": 1, "providers.limits": 1, "providers.sse": 1, "rule": 1, "rules.adapt": 1,
     "rules.evidence": 1, "rules.governor": 1, "sim.kinds": 1, "sim.wire": 1, "template": 1, "views": 1,
     "frame": 2, "grid": 2, "line": 2, "policies": 2, "policies.fallback": 2, "policies.hedge": 2,

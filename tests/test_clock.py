@@ -324,6 +324,29 @@ def test_a_deadlock_names_what_waits_and_where() -> None:
     assert "main > stuck_in_the_middle > Event.wait, line " in said
 
 
+def test_a_deadlock_says_which_task_waits_for_which() -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            last = group.create_task(never(), name="last")
+            group.create_task(asyncio.wait([last]), name="waiter")
+            group.create_task(outer(last), name="gatherer")
+            await last
+
+    async def outer(last: asyncio.Task[None]) -> None:
+        await asyncio.gather(last)
+
+    with pytest.raises(Deadlock) as raised:
+        run_virtual(main)
+    said = {line.split(":")[0].strip(): line for line in str(raised.value).splitlines()[1:]}
+    assert "Event.wait, line" in said["last"]
+    assert said["waiter"].endswith(", waits for last")
+    assert said["gatherer"].endswith(", waits for last")
+    assert sum(line.endswith(", waits for last") for line in said.values()) == 3, "and main itself"
+
+
 def test_a_deadlock_of_many_names_some() -> None:
     async def main() -> None:
         await asyncio.gather(*(asyncio.Event().wait() for _ in range(1000)))
@@ -373,7 +396,7 @@ def test_threads_are_refused() -> None:
 
 def test_looking_up_a_host_is_refused() -> None:
     async def main() -> None:
-        with pytest.raises(RuntimeError, match="uses no threads"):
+        with pytest.raises(RuntimeError, match="does no real I/O"):
             await asyncio.open_connection("localhost", 9)
 
     run_virtual(main)
@@ -391,6 +414,48 @@ def test_sockets_are_refused() -> None:
                 loop.add_reader(here, print)
 
     run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        (lambda loop: loop.create_connection(asyncio.Protocol, "127.0.0.1", 9), "no real I/O"),
+        (lambda loop: loop.create_unix_connection(asyncio.Protocol, "/nowhere"), "no real I/O"),
+        (lambda loop: loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 9)), "no real I/O"),
+        (lambda loop: loop.getaddrinfo("localhost", 80), "no real I/O"),
+        (lambda loop: loop.getnameinfo(("127.0.0.1", 80)), "no real I/O"),
+        (lambda _: asyncio.create_subprocess_exec("true"), "starts no processes"),
+        (lambda _: asyncio.create_subprocess_shell("true"), "starts no processes"),
+    ],
+)
+def test_what_happens_outside_of_the_loop_is_refused(refused: Callable[[Any], Any], why: str) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match=why):
+            await refused(asyncio.get_running_loop())
+
+    run_virtual(main)
+
+
+def test_another_thread_is_not_heard() -> None:
+    said: list[str] = []
+
+    def other(loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.call_soon_threadsafe(print)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=other, args=(loop,))
+        thread.start()
+        thread.join()
+        heard = asyncio.Event()
+        loop.call_soon_threadsafe(heard.set)  # its own thread is
+        await heard.wait()
+
+    run_virtual(main)
+    assert "hears no other thread" in said[0]
 
 
 def test_there_is_nothing_to_take_away_from_a_loop_without_files() -> None:
