@@ -102,7 +102,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
         """As `call_soon`; refused from another thread: it would come at another moment in every run."""
         if threading.get_ident() != self._thread:
-            raise RuntimeError("a virtual run hears no other thread: what it says would come at another moment each time")
+            raise RuntimeError(
+                "a virtual run hears no other thread: what it says would come at another moment each time"
+            )
         return self.call_soon(callback, *args, context=context)
 
     def run_in_executor(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
@@ -117,23 +119,23 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Refuse: names are looked up on the network."""
         raise RuntimeError(NO_IO)
 
-    async def create_connection(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    async def create_connection(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: a connection is real."""
         raise RuntimeError(NO_IO)
 
-    async def create_datagram_endpoint(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    async def create_datagram_endpoint(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: a socket is real."""
         raise RuntimeError(NO_IO)
 
-    async def create_unix_connection(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    async def create_unix_connection(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: a connection is real."""
         raise RuntimeError(NO_IO)
 
-    async def subprocess_exec(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    async def subprocess_exec(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: time would jump ahead of the process."""
         raise RuntimeError(NO_PROCESSES)
 
-    async def subprocess_shell(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    async def subprocess_shell(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: time would jump ahead of the process."""
         raise RuntimeError(NO_PROCESSES)
 

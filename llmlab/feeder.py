@@ -151,7 +151,7 @@ class Feeder:
             return
         self._prompts[index] = item
         self._new.add(index)
-        self._tasks[index] = self._loop.create_task(self._row(index, item))
+        self._tasks[index] = self._loop.create_task(self._row(index, item), name=f"row {index}")
 
     async def _row(self, index: int, prompt: Prompt) -> None:
         stream = self.load.stream or (prompt.max_tokens or 0) > LONG_ANSWER

@@ -1,9 +1,9 @@
 """A virtual run on a thread of its own: whatever loop asked for it, a notebook's too, goes on undisturbed.
 
-    asked for             where it runs             how it is heard of
-    `await stage.wait()`  the stage's own thread    the waiting loop is called back once, at the end
-    cancelled             -                         looked for at each pass of the virtual loop, by `ask`
-    progress              -                         plain counters of whoever gave `main`, to be looked at
+asked for             where it runs             how it is heard of
+`await stage.wait()`  the stage's own thread    the waiting loop is called back once, at the end
+cancelled             -                         looked for at each pass of the virtual loop, by `ask`
+progress              -                         plain counters of whoever gave `main`, to be looked at
 """
 
 import asyncio

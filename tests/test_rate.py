@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llmlab.errors import Dropped, LLMError, Overloaded, RateLimited, ServerError, TimedOut
 from llmlab.rules.meter import LOG
 from llmlab.rules.rate import DIMENSIONS, Learned, Pause, Rate
-from llmlab.sim.physics import Bucket
+from llmlab.sim.buckets import Bucket
 
 ONE = {"requests": 1.0}
 CALL = {"requests": 1.0, "input_tokens": 100.0, "output_tokens": 400.0, "total_tokens": 500.0, "usd": 0.01}

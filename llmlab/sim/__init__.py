@@ -1,7 +1,7 @@
 """A simulated LLM provider: both dialects, real delays, real faults, no key; in process or on a socket."""
 
 from llmlab.sim.faults import Faults
-from llmlab.sim.physics import Physics
+from llmlab.sim.physics import Change, Physics
 from llmlab.sim.transport import Simulator
 
-__all__ = ["Faults", "Physics", "Simulator"]
+__all__ = ["Change", "Faults", "Physics", "Simulator"]

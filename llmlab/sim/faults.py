@@ -199,6 +199,10 @@ class Faults:
                 return KINDS[name]
         return None
 
+    def down(self, at: float) -> bool:
+        """Say whether an outage is on, `at` seconds after the first request."""
+        return any(isinstance(each, Outage) and each.holds(at, 0) for each in self.windows)
+
     def wait(self, kind: Kind) -> float | None:
         """Seconds that a refusal of this kind asks to wait; None: it does not say."""
         if kind.error != "rate_limited" or kind.hint == "none":

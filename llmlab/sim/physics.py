@@ -1,12 +1,13 @@
-"""How the simulated provider spends time: a batch server as processor sharing, and token buckets.
+"""How the simulated provider spends time: a batch server as processor sharing.
 
 All requests in the batch share one machine. The engine counts *work* in seconds of a machine with a single
 request, on a clock V that runs slower the more requests are active:
 
-    dV/dt = itl / (itl + load * (active - 1))
+    dV/dt = itl / (itl + load * (active - 1)) / slowdown
 
 so a request that sat down at V0 has its token due when V = V0 + work, whatever comes and goes meanwhile. That
-is exact, costs O(log n) per event and needs one timer. Beyond the slots requests wait in line.
+is exact, costs O(log n) per event and needs one timer. Beyond the slots requests wait in line. When the machine
+changes, its new slots, `load` and `slowdown` hold at once; requests being worked on keep the `ttft` and `itl` they had.
 Only the running loop's clock is read, so all of it runs in virtual time.
 """
 
@@ -17,7 +18,7 @@ import random
 from dataclasses import dataclass, fields
 from itertools import count
 
-from llmlab.sim.wire import Level
+from llmlab.sim.kinds import HINTS
 
 EPSILON = 1e-9  # a timer may fire this many seconds early: asyncio rounds to the clock's resolution
 
@@ -58,9 +59,15 @@ class Physics:
     """Median length of an answer in tokens."""
     reply_sigma: float = 0.4
     """Sigma of the lognormal distribution of lengths; 0: all have the median."""
+    slowdown: float = 1.0
+    """How many times as long all work takes: 2 is a machine of half the speed."""
+    hint: str = "header"
+    """How a 429 of a rate limit tells when to come back, one of `llmlab.sim.kinds.HINTS`; "none": not at all, and no
+    header says anything of the limits, as with many servers."""
 
     def __post_init__(self) -> None:
-        for name in ("slots", "context", "rpm", "tpm", "burst", "prefill", "reply_tokens", "tail_factor"):
+        for name in ("slots", "context", "rpm", "tpm", "burst", "prefill", "reply_tokens", "tail_factor",
+                     "slowdown"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
@@ -69,6 +76,8 @@ class Physics:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.tail <= 1:
             raise ValueError(f"tail is a share between 0 and 1, not {self.tail}")
+        if self.hint not in HINTS:
+            raise ValueError(f"hint must be one of {', '.join(HINTS)}, not {self.hint!r}")
 
     @classmethod
     def instant(cls, **changes: float | None) -> "Physics":
@@ -83,10 +92,10 @@ class Physics:
         return cls(**(zero | {"slots": 1_000_000, "queue": 1_000_000} | changes))  # type: ignore[arg-type]
 
     def speed(self, active: int) -> float:
-        """Seconds of work done per second for each of `active` requests, between 0 and 1."""
+        """Seconds of work done per second for each of `active` requests, above 0."""
         if active <= 1 or not self.load or not self.itl:
-            return 1.0
-        return self.itl / (self.itl + self.load * (active - 1))
+            return 1.0 / self.slowdown
+        return self.itl / (self.itl + self.load * (active - 1)) / self.slowdown
 
     def first(self, input_tokens: int, rng: random.Random) -> float:
         """Seconds of work until the first token."""
@@ -96,6 +105,20 @@ class Physics:
         if self.tail and rng.random() < self.tail:
             work *= self.tail_factor
         return work + input_tokens / self.prefill
+
+
+@dataclass(frozen=True)
+class Change:
+    """The provider becomes another one while it runs: loses capacity, slows down, gets other limits."""
+
+    at: float
+    """Seconds after the simulator's first request."""
+    physics: Physics
+    """What it can do from then on."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < math.inf:
+            raise ValueError(f"a change comes at 0 s or later, not {self.at}")
 
 
 class Full(Exception):
@@ -149,15 +172,28 @@ class Engine:
         if self._line.pop(turn, self) is self and not turn.cancelled():
             self.free()  # the slot was handed over in the very pass in which its new owner was cancelled
 
+    def become(self, physics: Physics) -> None:
+        """Be another machine from now on; requests being worked on go on, also beyond its slots."""
+        self.work()
+        self._physics = physics
+        new = 0
+        while self.active + new < physics.slots and self._call_next():
+            new += 1
+        self._resize(new)
+
     def free(self) -> None:
         """Hand a slot to the first in line, or leave it empty."""
+        if self.active > self._physics.slots or not self._call_next():
+            self._resize(-1)
+
+    def _call_next(self) -> bool:
         while self._line:
             turn = next(iter(self._line))
             del self._line[turn]
             if not turn.done():
                 turn.set_result(None)
-                return
-        self._resize(-1)
+                return True
+        return False
 
     def work(self) -> float:
         """Give the work clock's reading in seconds."""
@@ -225,81 +261,12 @@ class Seat:
         """Wait until this seat has had `work` seconds of work."""
         await self._engine.reach(self._begun + work)
 
+    def work(self) -> float:
+        """Give the seconds of work that this seat has had."""
+        return self._engine.work() - self._begun
+
     def leave(self) -> None:
         """Free the slot; a second call does nothing."""
         if not self._left:
             self._left = True
             self._engine.free()
-
-
-class Bucket:
-    """A token bucket: filled continuously at `per_minute / 60` a second, up to `burst` seconds' worth.
-
-    Over any t seconds it lets through at most `capacity + rate * t`.
-
-    Args:
-        per_minute: Allowance per minute.
-        burst: Seconds of allowance that it holds when full.
-        now: The clock's reading in seconds, on the clock of all later calls.
-    """
-
-    def __init__(self, per_minute: float, *, burst: float = 60.0, now: float = 0.0) -> None:
-        self.limit = per_minute
-        self.rate = per_minute / 60.0
-        self.capacity = max(1.0, self.rate * burst)
-        self._level = self.capacity
-        self._at = now
-
-    def level(self, now: float) -> float:
-        """Give what may be taken now; below 0 after an overdraft."""
-        if now > self._at:
-            self._level = min(self.capacity, self._level + (now - self._at) * self.rate)
-            self._at = now
-        return self._level
-
-    def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; 0: now. More than the capacity waits for a full bucket."""
-        return max(0.0, (min(amount, self.capacity) - self.level(now)) / self.rate)
-
-    def take(self, amount: float, now: float) -> None:
-        """Take `amount`, into overdraft if need be."""
-        self._level = self.level(now) - amount
-
-    def state(self, now: float) -> Level:
-        """Give limit, remainder and seconds to full, such that limit * reset / (limit - remaining) = 60."""
-        missing = self.capacity - self.level(now)
-        return Level(int(self.limit), max(0, math.floor(self.limit - missing)), missing / self.rate)
-
-
-class Allowance:
-    """The rate limits of one account: several buckets that let a request in together or not at all.
-
-    Args:
-        limits: Name -> allowance per minute; None: no limit.
-        burst: Seconds of allowance that may be saved up.
-        now: The clock's reading in seconds.
-    """
-
-    def __init__(self, limits: dict[str, float | None], *, burst: float, now: float) -> None:
-        made = {name: limit and Bucket(limit, burst=burst, now=now) for name, limit in limits.items()}
-        self.buckets = {name: bucket for name, bucket in made.items() if bucket}
-
-    def beyond(self, costs: dict[str, int]) -> str:
-        """Name a bucket whose whole minute would not do for a request; "": none."""
-        return next((name for name, bucket in self.buckets.items() if costs[name] > bucket.limit), "")
-
-    def tightest(self, costs: dict[str, int], now: float) -> tuple[str, float]:
-        """Name the bucket that makes a request wait longest, and for how many seconds; ("", 0): it may go."""
-        waits = ((self.buckets[name].wait(cost, now), name) for name, cost in costs.items() if name in self.buckets)
-        wait, name = max(waits, default=(0.0, ""))
-        return (name, wait) if wait > EPSILON else ("", 0.0)
-
-    def take(self, costs: dict[str, int], now: float) -> None:
-        """Charge a request's costs; names without a bucket cost nothing."""
-        for name, cost in costs.items():
-            if bucket := self.buckets.get(name):
-                bucket.take(cost, now)
-
-    def levels(self, now: float) -> dict[str, Level]:
-        """Give the state of each bucket."""
-        return {name: bucket.state(now) for name, bucket in self.buckets.items()}

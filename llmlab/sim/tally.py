@@ -25,6 +25,13 @@ class Tally:
     output_tokens: int = 0
     """Tokens written, also into answers that were broken off."""
 
+    wasted_input: int = 0
+    """Tokens read for answers that never went out whole, or were none."""
+    wasted_output: int = 0
+    """Tokens written into such answers, as far as they had come."""
+    in_outage: int = 0
+    """Requests that came while an outage was on."""
+
     def enter(self, fault: str) -> None:
         """Count a request in; `fault` is the kind it meets, "" for none."""
         self.received += 1
@@ -43,4 +50,6 @@ class Tally:
             "max_in_flight": self.max_in_flight,
             "queued": queued,
             "tokens": {"input": self.input_tokens, "output": self.output_tokens},
+            "wasted": {"input": self.wasted_input, "output": self.wasted_output},
+            "in_outage": self.in_outage,
         }

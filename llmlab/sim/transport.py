@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from llmlab.sim.faults import Faults
-from llmlab.sim.physics import Physics
+from llmlab.sim.physics import Change, Physics
 from llmlab.sim.script import Body
 from llmlab.sim.wire import Ask, Broken
 from llmlab.sim.world import World
@@ -41,6 +41,8 @@ class Simulator(httpx.AsyncBaseTransport):
         keys: Keys that are let in. None: any, or no key at all.
         models: Models that exist. None: any name, and `llmlab.sim.aside.MODELS` are listed.
         say: What to answer, instead of made-up English; `max_tokens` and stop texts still cut it.
+        changes: What becomes of the physics while it runs: `Change(60, Physics(slots=8))` a minute after the first
+            request.
     """
 
     def __init__(
@@ -52,8 +54,24 @@ class Simulator(httpx.AsyncBaseTransport):
         keys: Iterable[str] | None = None,
         models: Iterable[str] | None = None,
         say: Callable[[Ask], str] | None = None,
+        changes: Iterable[Change] = (),
     ) -> None:
-        self.world = World(seed=seed, physics=physics, faults=faults, keys=keys, models=models, say=say)
+        self.world = World(
+            seed=seed, physics=physics, faults=faults, keys=keys, models=models, say=say, changes=changes
+        )
+
+    def fresh(self, *, seed: int | None = None) -> "Simulator":
+        """Make another one with the same settings and no past; `seed` None: the same answers, faults and delays."""
+        old = self.world
+        return Simulator(
+            seed=old.seed if seed is None else seed,
+            physics=old.physics,
+            faults=old.faults,
+            keys=old.keys,
+            models=old.models,
+            say=old.say,
+            changes=old.changes,
+        )
 
     @property
     def requests(self) -> int:

@@ -8,18 +8,19 @@ one the machine, the buckets and the clock of the faults start afresh, while the
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import orjson
 
-from llmlab.clock import wall_offset
 from llmlab.sim import anthropic_ask, anthropic_wire, aside, openai_ask, openai_wire, replies
+from llmlab.sim.buckets import Allowance
 from llmlab.sim.faults import Faults
 from llmlab.sim.kinds import NONE, Kind
-from llmlab.sim.physics import Allowance, Engine, Full, Physics, Seat
+from llmlab.sim.physics import Change, Full, Physics, Seat
+from llmlab.sim.place import Pace, Place
 from llmlab.sim.script import Body, Response, Script, of_body, of_events, whole
 from llmlab.sim.tally import Tally
 from llmlab.sim.wire import Answer, Ask, Broken, Choice, Headers, Refusal, Stamp, Wire, http_date
@@ -45,27 +46,19 @@ _ANTHROPIC = _Dialect("/messages", anthropic_ask.parse, anthropic_wire)
 
 
 @dataclass(slots=True)
-class _Here:
-    """What belongs to one loop."""
-
-    loop: asyncio.AbstractEventLoop
-    engine: Engine
-    began: float
-    offset: float
-    allowances: dict[str, Allowance] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Visit:
     """One request being served."""
 
     dialect: _Dialect
-    here: _Here
+    here: Place
     stamp: Stamp
     rng: random.Random
     kind: Kind
     came: float
     seat: Seat | None = None
+    pace: Pace | None = None
+    read: int = 0
+    whole: bool = False
     left: bool = False
 
     @property
@@ -93,16 +86,18 @@ class World:
         keys: Iterable[str] | None = None,
         models: Iterable[str] | None = None,
         say: Callable[[Ask], str] | None = None,
+        changes: Iterable[Change] = (),
     ) -> None:
         self.seed = seed
         self.physics = Physics() if physics is None else physics
+        self.changes = tuple(changes)
         self.faults = Faults() if faults is None else faults
         self.keys = None if keys is None else frozenset(keys)
         self.models = None if models is None else tuple(models)
         self.say = say
         self.tally = Tally()
         self._seen: dict[bytes, int] = {}
-        self._place: _Here | None = None
+        self._place: Place | None = None
 
     def stats(self) -> JSON:
         """Give the provider's own counts since it was made; see `llmlab.sim.tally.Tally`."""
@@ -124,6 +119,8 @@ class World:
             response = self._refuse(visit, refusal)
         except BaseException as error:
             self.tally.statuses["broken" if isinstance(error, Broken) else "left"] += 1
+            if visit.pace is not None:
+                visit.pace.stop()
             self._leave(visit)
             raise
         if isinstance(response.body, bytes):
@@ -131,10 +128,9 @@ class World:
         self.tally.statuses[str(response.status)] += 1
         return response
 
-    def _here(self) -> _Here:
-        loop = asyncio.get_running_loop()
-        if self._place is None or self._place.loop is not loop:
-            self._place = _Here(loop, Engine(self.physics), loop.time(), wall_offset())
+    def _here(self) -> Place:
+        if self._place is None or self._place.loop is not asyncio.get_running_loop():
+            self._place = Place(self.physics, self.changes)
         return self._place
 
     def _enter(self, dialect: _Dialect, body: bytes) -> _Visit:
@@ -146,6 +142,7 @@ class World:
         now = here.loop.time()
         kind = self.faults.pick(rng, now - here.began, self.seed) or NONE
         self.tally.enter(kind.name)
+        self.tally.in_outage += self.faults.down(now - here.began)
         return _Visit(dialect, here, Stamp(drawn[8:].hex(), int(now + here.offset)), rng, kind, now)
 
     def _leave(self, visit: _Visit) -> None:
@@ -154,9 +151,12 @@ class World:
             self.tally.in_flight -= 1
             if visit.seat is not None:
                 visit.seat.leave()
+            if not visit.whole:
+                self.tally.wasted_input += visit.read
+                self.tally.wasted_output += 0 if visit.pace is None else visit.pace.written
 
     async def _serve(self, visit: _Visit, headers: Headers, body: bytes) -> Response:
-        await asyncio.sleep(self.physics.rtt)
+        await asyncio.sleep(visit.here.physics.rtt)
         await self._misfortune(visit)
         self._authorize(headers)
         ask = visit.dialect.parse(body, headers)
@@ -167,6 +167,7 @@ class World:
         except Full:
             raise Refusal("overloaded") from None
         self.tally.input_tokens += tokens
+        visit.read = tokens
         if visit.kind.name in ("html_200", "error_200"):
             return await self._no_answer(visit, seat, tokens)
         answer = self._answer(visit, ask)
@@ -202,8 +203,9 @@ class World:
         if self.models is not None and ask.model not in self.models:
             raise Refusal("not_found", facts={"model": ask.model})
         used = tokens + (ask.max_tokens or 0)
-        if used > self.physics.context:
-            facts = {"limit": self.physics.context, "used": used}
+        physics = visit.here.physics
+        if used > physics.context:
+            facts = {"limit": physics.context, "used": used}
             raise Refusal("context_too_long", param="messages", facts=facts)
         allowance = self._allowance(visit)
         costs = visit.wire.costs(ask, tokens)
@@ -211,22 +213,17 @@ class World:
             raise Refusal("too_large_429", facts=_facts(allowance, name, visit, ask, costs))
         name, wait = allowance.tightest(costs, visit.now)
         if name:
-            raise Refusal("rate_limited", wait=wait, facts=_facts(allowance, name, visit, ask, costs))
+            raise Refusal(
+                "rate_limited", wait=wait, hint=physics.hint, facts=_facts(allowance, name, visit, ask, costs)
+            )
         allowance.take(costs, visit.now)
 
     def _allowance(self, visit: _Visit) -> Allowance:
-        found = visit.here.allowances.get(visit.dialect.path)
-        if found is None:
-            physics = self.physics
-            names = visit.wire.BUCKETS
-            limits = {name: physics.rpm if name == "requests" else physics.tpm for name in names}
-            found = Allowance(limits, burst=physics.burst, now=visit.now)
-            visit.here.allowances[visit.dialect.path] = found
-        return found
+        return visit.here.allowance(visit.wire.BUCKETS)
 
     def _answer(self, visit: _Visit, ask: Ask) -> Answer:
         text = self.say(ask) if self.say is not None else None
-        median, sigma = self.physics.reply_tokens, self.physics.reply_sigma
+        median, sigma = visit.here.physics.reply_tokens, visit.here.physics.reply_sigma
         answer = replies.answer(ask, seed=self.seed, median=median, sigma=sigma, text=text)
         if visit.kind.family != "answer":
             return answer
@@ -235,7 +232,7 @@ class World:
 
     async def _no_answer(self, visit: _Visit, seat: Seat, tokens: int) -> Response:
         """Answer 200 with something that is no answer, as late as an answer would come."""
-        await seat.reach(self.physics.first(tokens, visit.rng))
+        await seat.reach(visit.here.physics.first(tokens, visit.rng))
         if visit.kind.name == "html_200":
             return whole(200, self._headers(visit), _HTML, "text/html")
         error = visit.wire.error(Refusal("server_error"), f"req_{visit.stamp.id}")[1]
@@ -247,6 +244,7 @@ class World:
         reach = self._pace(visit, seat, answer)
         await reach(max(1, answer.steps))
         if not fault:
+            visit.whole = True
             return whole(200, self._headers(visit), body, _JSON)
         return self._respond(visit, of_body(body, fault, visit.rng), _JSON, reach)
 
@@ -258,24 +256,14 @@ class World:
 
     def _pace(self, visit: _Visit, seat: Seat, answer: Answer) -> Reach:
         """Give the wait for a decoding step, from 1; its tokens count as written when it is over."""
-        step = self.physics.itl
+        physics = visit.here.physics
+        step = physics.itl
         if visit.kind.name == "slow_drip":
             step = step * 10 or _DRIP
-        first = self.physics.first(answer.input_tokens, visit.rng)
-        total, steps = answer.output_tokens, max(1, answer.steps)
+        first = physics.first(answer.input_tokens, visit.rng)
         limited = self._allowance(visit).buckets.get("output-tokens")
-        written = 0
-
-        async def reach(after: int) -> None:
-            nonlocal written
-            await seat.reach(first + step * (after - 1))
-            tokens = total * after // steps - written
-            written += tokens
-            self.tally.output_tokens += tokens
-            if limited is not None:
-                limited.take(tokens, visit.now)
-
-        return reach
+        visit.pace = Pace(seat, answer, first=first, step=step, tally=self.tally, limited=limited)
+        return visit.pace.reach
 
     def _respond(self, visit: _Visit, script: Script, kind: str, reach: Reach) -> Response:
         headers = self._headers(visit) | {"content-type": kind}
@@ -288,9 +276,11 @@ class World:
 
     async def _play(self, visit: _Visit, script: Script, reach: Reach) -> AsyncGenerator[bytes, None]:
         try:
-            for after, data in script.pieces:
+            for left, (after, data) in zip(reversed(range(len(script.pieces))), script.pieces, strict=True):
                 if after:
                     await reach(after)
+                # before the last piece goes: who has got it need not come back for more
+                visit.whole = not left and script.ending == "whole" and visit.kind.harmless
                 yield data
             if script.stalls:
                 await asyncio.sleep(self.faults.stall)
@@ -315,13 +305,13 @@ class World:
 
     def _headers(self, visit: _Visit, *, levels: bool = True) -> dict[str, str]:
         headers = {"date": http_date(int(visit.unix))} | visit.wire.ids(visit.stamp, visit.now - visit.came)
-        if levels and (allowance := self._allowance(visit)).buckets:
+        if levels and visit.here.physics.hint != "none" and (allowance := self._allowance(visit)).buckets:
             headers |= visit.wire.levels(allowance.levels(visit.now), visit.unix)
         return headers
 
     async def _aside(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         """Answer what is no completion: models, token counts, statistics, wrong paths. No faults here."""
-        await asyncio.sleep(self.physics.rtt)
+        await asyncio.sleep(self.physics.rtt if self._place is None else self._place.physics.rtt)
         anthropic = path.endswith("/count_tokens") or headers.get("anthropic-version") is not None
         wire = (_ANTHROPIC if anthropic else _OPENAI).wire
         try:

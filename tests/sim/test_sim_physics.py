@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.clock import run_virtual
-from llmlab.sim.physics import Allowance, Bucket, Engine, Full, Physics
+from llmlab.sim.buckets import Allowance, Bucket
+from llmlab.sim.physics import Engine, Full, Physics
 
 TOLERANCE = 2e-4  # the virtual loop's ticks of 1e-6 s, added up over the passes of a run
 

@@ -1,0 +1,85 @@
+"""The simulated provider as it stands on one loop: its machine, its limits, and how both change while it runs."""
+
+import asyncio
+from collections.abc import Iterable
+
+from llmlab.clock import wall_offset
+from llmlab.sim.buckets import Allowance, Bucket
+from llmlab.sim.physics import Change, Engine, Physics, Seat
+from llmlab.sim.tally import Tally
+from llmlab.sim.wire import Answer
+
+
+class Place:
+    """What belongs to one loop, which must be running: made at the first request, from which changes are timed.
+
+    Args:
+        physics: What the provider can do at first.
+        changes: What becomes of it.
+    """
+
+    def __init__(self, physics: Physics, changes: Iterable[Change]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.physics = physics
+        self.engine = Engine(physics)
+        self.began = self.loop.time()
+        self.offset = wall_offset()
+        self._allowances: dict[tuple[str, ...], Allowance] = {}
+        for change in changes:
+            self.loop.call_at(self.began + change.at, self._become, change.physics)
+
+    def allowance(self, names: tuple[str, ...]) -> Allowance:
+        """The limits by the names that a dialect gives them."""
+        found = self._allowances.get(names)
+        if found is None:
+            found = Allowance(self._limits(names), burst=self.physics.burst, now=self.loop.time())
+            self._allowances[names] = found
+        return found
+
+    def _limits(self, names: tuple[str, ...]) -> dict[str, float | None]:
+        return {name: self.physics.rpm if name == "requests" else self.physics.tpm for name in names}
+
+    def _become(self, physics: Physics) -> None:
+        self.physics = physics
+        self.engine.become(physics)
+        for names, allowance in self._allowances.items():
+            allowance.retune(self._limits(names), burst=physics.burst, now=self.loop.time())
+
+
+class Pace:
+    """When an answer's decoding steps are done; tokens count as written when their step is.
+
+    Args:
+        seat: The request's slot.
+        answer: What is written.
+        first: Seconds of work until the first token.
+        step: Seconds of work between tokens.
+        tally: Where tokens are counted.
+        limited: The limit of output tokens, if there is one.
+    """
+
+    def __init__(
+        self, seat: Seat, answer: Answer, *, first: float, step: float, tally: Tally, limited: Bucket | None
+    ) -> None:
+        self._seat, self._first, self._step = seat, first, step
+        self._total, self._steps = answer.output_tokens, max(1, answer.steps)
+        self._tally, self._limited = tally, limited
+        self.written = 0
+
+    async def reach(self, after: int) -> None:
+        """Wait for a decoding step, from 1."""
+        await self._seat.reach(self._first + self._step * (after - 1))
+        self._write(after)
+
+    def stop(self) -> None:
+        """Count what was written by now of an answer that nobody waits for any more."""
+        work = self._seat.work() - self._first
+        if work >= 0:
+            self._write(min(self._steps, 1 + int(work / self._step)) if self._step else self._steps)
+
+    def _write(self, after: int) -> None:
+        tokens = max(0, self._total * after // self._steps - self.written)
+        self.written += tokens
+        self._tally.output_tokens += tokens
+        if self._limited is not None:
+            self._limited.take(tokens, asyncio.get_running_loop().time())
