@@ -6,20 +6,21 @@ lab's loop, from another one, or from none.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from llmlab.events import Bus, Finished
 from llmlab.feeder import Feeder
 from llmlab.frame import Frame, Record, record
 from llmlab.gauges import Gauges, forward, limits_frame
+from llmlab.handle import Handle
 from llmlab.heap import set_aside
 from llmlab.history import History
 from llmlab.keeper import Keeper
 from llmlab.live import Look
 from llmlab.load import Ground
-from llmlab.loops import Home, running_loop, sigint_guard
+from llmlab.loops import Home
 from llmlab.order import Order, Tuner
 from llmlab.progress import Progress, say
 from llmlab.showing import Showing
@@ -32,7 +33,7 @@ MANY_ROWS = 500
 """From so many rows on (or if nobody knows how many) a job is worth sparing the garbage collector for."""
 
 
-class Job(Generic[T]):
+class Job(Handle[T]):
     """A handle on running work: `await` it, call `result()`, iterate over it, cancel it, look at its frame.
 
     Made by a Lab's verbs. It starts by itself when the event loop next gets its turn, or when it is first
@@ -49,89 +50,34 @@ class Job(Generic[T]):
         finish: "Callable[[Job[T]], T]",
         tuner: Tuner | None = None,
     ) -> None:
-        self.name = name
+        super().__init__(name, home)
         self.bus = Bus()
         """The job's events."""
-        self._order, self._home, self._open, self._finish = order, home, open_ground, finish
+        self._order, self._open, self._finish = order, open_ground, finish
         self._tuner = tuner
         self._feeder: Feeder | None = None
         self._records: dict[int, Record] = {}
         self.last: Outcome | None = None
         """The outcome of the row settled last, with the whole Reply; the frame has those before."""
-        self._task: asyncio.Task[T] | None = None
-        self._cancelled: str | None = None
         self.progress = Progress(self.bus, order.rows.total)
         """The counts so far."""
         self._history = History(self.bus)
         self._gauges: Gauges | None = None
         self._showing = Showing(self.bus, self.progress)
         self._ground: Ground | None = None
-        if order.flow is not None:
-            return  # begun by its reader, once that listens: on another thread's loop its first pieces would be lost
-        if home.elsewhere:
-            home.call_soon(self._start)
-        elif (loop := running_loop()) is not None:
-            # Not at once: `lab.run_many(…).result()` in a notebook must find the lab unbound to the kernel's loop.
-            self._starter: asyncio.Handle = loop.call_soon(self._start_by_itself)
+        if order.flow is None:  # else it is begun by its reader, who would miss the first pieces on another thread
+            self._begin_by_itself()
 
-    # -- waiting ------------------------------------------------------------------------------------------
+    def _make(self) -> Coroutine[Any, Any, T]:
+        ground = self._ground = self._open()
+        keeper = None if self._order.journal is None else self._order.journal(self.bus)
+        self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
+        feeder = self._feeder
+        self._gauges = Gauges(self.bus, ground.lines, lambda: feeder.waits_for, self._order.lane)
+        return self._main(feeder, keeper, ground)
 
-    def __await__(self) -> Generator[Any, None, T]:
-        return self.wait().__await__()
-
-    async def wait(self) -> T:
-        """What `await job` does, as a coroutine."""
-        try:
-            return await self._wait()
-        finally:
-            self._showing.settle()
-
-    async def _wait(self) -> T:
-        if self._home.elsewhere:
-            loop = self._home.loop
-            assert loop is not None  # noqa: S101  a home elsewhere has a loop
-            waiting = asyncio.run_coroutine_threadsafe(self._join(), loop)
-            with sigint_guard(partial(self._stop, "interrupted"), waiting.cancel, loop=loop):
-                return await asyncio.wrap_future(waiting)
-        return await self._join()
-
-    def result(self) -> T:
-        """Wait without `await`: in scripts, in notebooks, in threads. Returns what awaiting returns."""
-        if self._task is None and hasattr(self, "_starter"):
-            self._starter.cancel()
-        try:
-            return self._home.run(self._join, stop=partial(self._stop, "interrupted"))
-        except asyncio.CancelledError:
-            if self._cancelled == "interrupted":  # of a job that has nothing to give back, as `run`
-                raise KeyboardInterrupt from None
-            raise
-
-    async def _join(self) -> T:
-        task = self._start()
-        with sigint_guard(partial(self._stop, "interrupted"), task.cancel):
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                if not task.done():  # whoever waited was cancelled: nothing goes on behind their back
-                    self._stop("cancelled")
-                    await asyncio.wait([task])
-                    _ = task.cancelled() or task.exception()  # seen: nobody else will ask
-                raise
-
-    def _start(self) -> asyncio.Task[T]:
-        if self._task is None:
-            ground = self._ground = self._open()
-            keeper = None if self._order.journal is None else self._order.journal(self.bus)
-            self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
-            feeder = self._feeder
-            self._gauges = Gauges(self.bus, ground.lines, lambda: feeder.waits_for, self._order.lane)
-            main = self._main(feeder, keeper, ground)
-            self._task = asyncio.get_running_loop().create_task(main, name=f"llmlab {self.name}")
-        return self._task
-
-    def _start_by_itself(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the lab is at work on another loop: whoever waits is told
-            self._start()
+    def _settle(self) -> None:
+        self._showing.settle()
 
     def _keep(self, outcome: Outcome) -> None:
         self._records[outcome.index] = record(outcome)
@@ -141,8 +87,8 @@ class Job(Generic[T]):
         if keeper is not None:
             await keeper.open(self._journal_failed)
         self._showing.begin(self, self._order.view)
-        if self._cancelled is not None:
-            feeder.stop(self._cancelled)
+        if self._stopped is not None:
+            feeder.stop(self._stopped)
         total = self._order.rows.total
         deaf = [forward(name, line, self.bus) for name, line in ground.lines]
         try:
@@ -169,7 +115,7 @@ class Job(Generic[T]):
         """What there is to see of the job now, from any thread."""
         state = "waiting" if self._task is None else "running"
         if self._showing.ended is not None:
-            state = "done" if self._cancelled is None else "stopped"
+            state = "done" if self._stopped is None else "stopped"
         elif self._order.lane.held:
             state = "paused"
         look = Look(name=self.name, state=state, total=self._order.rows.total)
@@ -179,11 +125,6 @@ class Job(Generic[T]):
         return look
 
     # -- looking ------------------------------------------------------------------------------------------
-
-    @property
-    def done(self) -> bool:
-        """Whether all rows are settled."""
-        return self._task is not None and self._task.done()
 
     @property
     def frame(self) -> Frame:
@@ -273,11 +214,6 @@ class Job(Generic[T]):
         """Stop at once, from any thread: rows not yet settled become `cancelled`, awaiting returns the rest."""
         self._home.call_soon(partial(self._stop, "cancelled"))
 
-    @property
-    def stopped(self) -> str | None:
-        """Why the job was stopped: cancelled, interrupted or an error in words. None: it was not."""
-        return self._cancelled
-
     def keep_only(self, index: int) -> None:
         """Go on with one row alone, from the job's own loop; the others are cancelled."""
         if self._feeder is not None:
@@ -287,16 +223,12 @@ class Job(Generic[T]):
         """Cancel one row, from any thread."""
         self.on_loop(lambda: None if self._feeder is None else self._feeder.drop(index))
 
-    def on_loop(self, callback: Callable[[], object]) -> None:
-        """Run `callback` on the job's event loop, from any thread."""
-        self._home.call_soon(callback)
-
     def _journal_failed(self, error: Exception) -> None:
         say(f"llmlab: the job stops, rows already answered are kept. {error}")
         self._stop(f"the journal failed: {error}")
 
     def _stop(self, reason: str) -> None:
-        self._cancelled = reason
+        self._stopped = reason
         if self._feeder is not None:
             self._feeder.stop(reason)
 

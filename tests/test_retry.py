@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -126,7 +127,7 @@ def test_each_retry_is_an_event_and_its_wait_is_on_the_rows_account(virtual, mak
 )
 def test_growth_without_jitter_follows_its_formula(growth: Growth, expected: list[float]) -> None:
     policy = Retry(growth=growth, jitter="none", base=1.0, cap=10.0)
-    assert [policy.backoff(n, 0.0, random.Random(0)) for n in range(1, 6)] == expected
+    assert [policy.seconds(n, 0.0, random.Random(0)) for n in range(1, 6)] == expected
 
 
 @given(
@@ -142,21 +143,21 @@ def test_no_delay_is_negative_or_above_the_cap(
     growth: Growth, jitter: Jitter, n: int, base: float, cap: float, previous: float, seed: int
 ) -> None:
     policy = Retry(growth=growth, jitter=jitter, base=base, cap=cap)
-    assert 0 <= policy.backoff(n, previous, random.Random(seed)) <= cap
+    assert 0 <= policy.seconds(n, previous, random.Random(seed)) <= cap
 
 
 @given(st.integers(1, 8), st.integers(0, 2**32))
 def test_jitters_keep_to_their_ranges(n: int, seed: int) -> None:
     rng = random.Random(seed)
     widest = min(60.0, 0.5 * 2**n)
-    assert 0 <= Retry(jitter="full").backoff(n, 0, rng) <= widest
-    assert widest / 2 <= Retry(jitter="equal").backoff(n, 0, rng) <= widest
-    assert 0.5 <= Retry(jitter="decorrelated").backoff(n, 4.0, rng) <= 12.0
+    assert 0 <= Retry(jitter="full").seconds(n, 0, rng) <= widest
+    assert widest / 2 <= Retry(jitter="equal").seconds(n, 0, rng) <= widest
+    assert 0.5 <= Retry(jitter="decorrelated").seconds(n, 4.0, rng) <= 12.0
 
 
 def test_full_jitter_waits_the_plain_delay_on_average() -> None:
     rng = random.Random(1)
-    mean = sum(Retry(jitter="full").backoff(3, 0, rng) for _ in range(20_000)) / 20_000
+    mean = sum(Retry(jitter="full").seconds(3, 0, rng) for _ in range(20_000)) / 20_000
     assert mean == pytest.approx(2.0, rel=0.03)
 
 
@@ -168,3 +169,49 @@ def test_full_jitter_waits_the_plain_delay_on_average() -> None:
 def test_a_senseless_setting_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         Retry(**{field: value})  # type: ignore[arg-type]
+
+
+# -- the formulas of other clients ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "low", "high"),
+    [
+        ("openai", 1, 0.375, 0.5),
+        ("openai", 3, 1.5, 2.0),
+        ("openai", 50, 6.0, 8.0),
+        ("stamina", 1, 0.1, 1.1),
+        ("stamina", 4, 0.8, 1.8),
+        ("stamina", 500, 5.0, 5.0),
+        ("botocore", 1, 0.0, 1.0),
+        ("botocore", 5, 0.0, 16.0),
+        ("botocore", 5000, 0.0, 20.0),
+    ],
+)
+def test_another_client_s_formula_stays_in_its_range_and_fills_it(name: str, n: int, low: float, high: float) -> None:
+    rng = random.Random(1)
+    drawn = [Retry(backoff=name, cap=0.001).seconds(n, 0.0, rng) for _ in range(500)]
+    assert low <= min(drawn)
+    assert max(drawn) <= high
+    assert max(drawn) - min(drawn) >= 0.9 * (high - low)
+
+
+def test_a_formula_of_one_s_own_is_told_which_retry_it_is_and_the_delay_before(virtual, make_call, script) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def mine(n: int, previous: float, rng: random.Random) -> float:
+        asked.append((n, previous))
+        return 2.0 * n + 0 * rng.random()
+
+    endpoint = script(*[ServerError("boom")] * 3, None)
+    virtual(lambda: Retry(backoff=mine)(make_call(), endpoint))
+    assert asked == [(1, 0.0), (2, 2.0), (3, 4.0)]
+    assert [round(after - before) for before, after in pairwise(endpoint.at)] == [2, 4, 6]
+
+
+def test_a_formula_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="backoff must be one of openai, stamina, botocore, a function"):
+        Retry(backoff="google")
+    for wrong in (-1.0, float("nan"), float("inf"), None):
+        with pytest.raises(ValueError, match="backoff must give a number of seconds"):
+            Retry(backoff=lambda *_, wrong=wrong: wrong).seconds(1, 0.0, random.Random(0))

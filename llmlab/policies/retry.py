@@ -10,6 +10,7 @@ The delay before retry n (from 1), with base b and cap c, seconds:
 
 Full, equal and decorrelated jitter as in the AWS architecture blog's simulator ("Exponential Backoff And Jitter",
 where full jitter with exponential growth is U(0, min(c, b 2^n))); 2v makes full jitter's mean the plain delay.
+`backoff=` puts another formula in their place: a name of `llmlab.backoff`, or a function of your own.
 A provider's Retry-After is a minimum: 0 to 25% is added on top, so that rows told the same do not return together.
 """
 
@@ -19,6 +20,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
+from llmlab.backoff import BACKOFFS, FAR, Backoff
 from llmlab.call import Call, Handler
 from llmlab.errors import LLMError
 from llmlab.events import Retrying
@@ -50,6 +52,10 @@ class Retry:
     """First delay, seconds, above 0."""
     cap: float = 60.0
     """Longest delay of our own, seconds; a Retry-After may be longer."""
+    backoff: str | Backoff | None = None
+    """Another formula instead of `growth`, `jitter`, `base` and `cap`: "openai", "stamina", "botocore" (see
+    `llmlab.backoff`), or a function (n, previous, rng) -> seconds: n counts retries from 1, `previous` is the delay
+    before the last one (0: none), `rng` the row's `random.Random`."""
     max_retry_after: float = 600.0
     """Longest Retry-After that is waited for, seconds; a longer one ends the row with its error.
 
@@ -61,6 +67,8 @@ class Retry:
     def __post_init__(self) -> None:
         _one_of("growth", self.growth, get_args(Growth))
         _one_of("jitter", self.jitter, get_args(Jitter))
+        if not callable(self.backoff) and self.backoff is not None:
+            _one_of("backoff", self.backoff, (*BACKOFFS, "a function"))
         for name, least in (("attempts", 1), ("throttled", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -85,8 +93,15 @@ class Retry:
                 call.emit(Retrying(call.index, call.attempts, delay, error))
             await _sleep(delay, call)
 
-    def backoff(self, n: int, previous: float, rng: random.Random) -> float:
-        """Seconds before retry `n` (from 1), `previous` being the delay before the last one (formulas above)."""
+    def seconds(self, n: int, previous: float, rng: random.Random) -> float:
+        """Seconds before retry `n` (from 1), `previous` being the delay before the last one (formulas above).
+
+        Raises:
+            ValueError: a backoff of the user's own gave no number of at least 0.
+        """
+        if self.backoff is not None:
+            formula = BACKOFFS[self.backoff] if isinstance(self.backoff, str) else self.backoff
+            return _checked(formula(n, previous, rng))
         plain = self._plain(n)
         spread = min(self.cap, 2 * plain)
         if self.jitter == "full":
@@ -102,7 +117,7 @@ class Retry:
             return self.base
         if self.growth == "linear":
             return self.base * n
-        return self.base * 2.0 ** min(n - 1, 64)  # beyond, any cap holds and a float would overflow
+        return self.base * 2.0 ** min(n - 1, FAR)
 
 
 @dataclass
@@ -121,7 +136,7 @@ class _Account:
         if not self._allowed(error, call):
             return None
         n = max(1, self.throttles if error.verdict.throttle else self.failures)
-        delay = self.previous = self.policy.backoff(n, self.previous, call.rng)
+        delay = self.previous = self.policy.seconds(n, self.previous, call.rng)
         if error.retry_after is not None:
             delay = max(delay, error.retry_after * (1 + call.rng.uniform(0, SPREAD)))
         return delay if self._in_time(delay, call) else None
@@ -161,6 +176,12 @@ async def _sleep(delay: float, call: Call) -> None:
         await asyncio.sleep(delay)
     finally:
         call.wait_s += loop.time() - began
+
+
+def _checked(seconds: float) -> float:
+    if isinstance(seconds, int | float) and 0 <= seconds < math.inf:
+        return seconds
+    raise ValueError(f"Retry: backoff must give a number of seconds of at least 0, not {seconds!r}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
