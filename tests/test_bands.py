@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmlab"
 
 BANDS = {
+    "backoff": 0,
     "clock": 0,
     "columns": 0,
     "errors": 0,
@@ -45,6 +46,7 @@ BANDS = {
     "views": 1,
     "frame": 2,
     "grid": 2,
+    "handle": 2,
     "line": 2,
     "policies": 2,
     "policies.fallback": 2,
@@ -69,17 +71,6 @@ BANDS = {
     "sim.buckets": 2,
     "sim.faults": 2,
     "sim.openai_ask": 2,
-    "clock": 0, "columns": 0, "errors": 0, "flow": 0, "frontend": 0, "heap": 0, "mismatch": 0, "nested": 0,
-    "pieces": 0, "rules.checks": 0, "rules.meter": 0, "runlock": 0, "types": 0, "version": 0, "writer": 0,
-    "call": 1, "entries": 1, "estimate": 1, "events": 1, "identity": 1, "loops": 1, "places": 1, "prices": 1,
-    "backoff": 0, "offstage": 1,
-    "providers.fault": 1, "providers.limits": 1, "providers.sse": 1, "rule": 1, "rules.adapt": 1,
-    "rules.evidence": 1, "rules.governor": 1, "sim.kinds": 1, "sim.wire": 1, "template": 1, "views": 1,
-    "frame": 2, "grid": 2, "handle": 2, "line": 2, "policies": 2, "policies.fallback": 2, "policies.hedge": 2,
-    "policies.retry": 2, "policies.timeout": 2, "pricelist": 2, "progress": 2, "providers.base": 2,
-    "providers.taxonomy": 2, "rules": 2, "rules.adaptive": 2, "rules.breaker": 2, "rules.classic": 2,
-    "rules.elastic": 2, "rules.rate": 2, "rules.slots": 2, "rules.spend": 2, "sim.anthropic_ask": 2,
-    "sim.anthropic_wire": 2, "sim.aside": 2, "sim.buckets": 2, "sim.faults": 2, "sim.openai_ask": 2,
     "sim.openai_wire": 2,
     "sim.physics": 2,
     "sim.replies": 2,
