@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmlab.cli.demo import FAULTS, demo
 from llmlab.cli.run import add_run
+from llmlab.sim.batches import BatchPace
 from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Physics
 from llmlab.sim.server import run_server
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--faults", default="", help="what goes wrong, as mixed:0.1,outage:10+5")
     simulate.add_argument("--rpm", type=float, help="requests per minute (default: no limit)")
     simulate.add_argument("--tpm", type=float, help="tokens per minute (default: no limit)")
+    simulate.add_argument("--batches", default="", help="how fast batches go, as rows_per_s:100,start:1,window:60")
     simulate.add_argument("--seed", type=int, default=0, help="same seed, same faults and answers (default: 0)")
     simulate.set_defaults(run=_simulate)
     return parser
@@ -68,7 +70,8 @@ def _port(text: str) -> int:
 
 def _simulate(args: argparse.Namespace) -> int:
     physics = Physics(rpm=args.rpm, tpm=args.tpm)
-    simulator = Simulator(seed=args.seed, physics=physics, faults=Faults.parse(args.faults))
+    faults, pace = Faults.parse(args.faults), BatchPace.parse(args.batches)
+    simulator = Simulator(seed=args.seed, physics=physics, faults=faults, batches=pace)
     say = partial(print, flush=True)  # also into a pipe, where somebody waits for the address
     asyncio.run(run_server(simulator, args.host, args.port, announce=say, anywhere=args.anywhere))
     return 0

@@ -1,8 +1,8 @@
 """What the simulated provider answers besides completions: models, token counts, its own statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from llmlab.sim.wire import Refusal, Wire
+from llmlab.sim.wire import Ask, Headers, Refusal, Wire
 from llmlab.types import JSON
 
 STATS = "/sim/stats"
@@ -11,6 +11,26 @@ MODELS = ("sim-small", "sim-large", "sim-reasoning")
 """Models listed where the simulator is not told others; it then answers for any name."""
 
 _COMPLETIONS = ("/chat/completions", "/messages", "/count_tokens")
+
+
+def authorize(keys: Collection[str] | None, headers: Headers) -> None:
+    """Let a request in by its key; None: any. Raises Refusal as the provider would."""
+    if keys is None:
+        return
+    bearer = (headers.get("authorization") or "").removeprefix("Bearer ")
+    key = bearer or headers.get("x-api-key") or headers.get("api-key") or ""
+    if key not in keys:
+        masked = f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004  as OpenAI masks it
+        raise Refusal("auth", facts={"key": masked})
+
+
+def check(ask: Ask, tokens: int, models: Collection[str] | None, context: int) -> None:
+    """Refuse a model that is not there, and what does not fit it: `tokens` read, and what may be written."""
+    if models is not None and ask.model not in models:
+        raise Refusal("not_found", facts={"model": ask.model})
+    used = tokens + (ask.max_tokens or 0)
+    if used > context:
+        raise Refusal("context_too_long", param="messages", facts={"limit": context, "used": used})
 
 
 def look_up(

@@ -1,13 +1,18 @@
-"""The simulated provider as it stands on one loop: its machine, its limits, and how both change while it runs."""
+"""The simulated provider as it stands on one loop: its machine, its limits, how both change, and who is served."""
 
 import asyncio
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from llmlab.clock import wall_offset
+from llmlab.sim import anthropic_ask, anthropic_wire, openai_ask, openai_wire
 from llmlab.sim.buckets import Allowance, Bucket
+from llmlab.sim.kinds import Kind
 from llmlab.sim.physics import Change, Engine, Physics, Seat
 from llmlab.sim.tally import Tally
-from llmlab.sim.wire import Answer
+from llmlab.sim.wire import Answer, Ask, Choice, Headers, Stamp, Wire
+from llmlab.types import JSON
 
 
 class Place:
@@ -27,6 +32,11 @@ class Place:
         self._allowances: dict[tuple[str, ...], Allowance] = {}
         for change in changes:
             self.loop.call_at(self.began + change.at, self._become, change.physics)
+
+    @property
+    def unix(self) -> float:
+        """Unix time in seconds."""
+        return self.loop.time() + self.offset
 
     def allowance(self, names: tuple[str, ...]) -> Allowance:
         """The limits by the names that a dialect gives them."""
@@ -83,3 +93,75 @@ class Pace:
         self._tally.output_tokens += tokens
         if self._limited is not None:
             self._limited.take(tokens, asyncio.get_running_loop().time())
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A wire format of completions."""
+
+    path: str
+    """How its path ends."""
+    parse: Callable[[bytes, Headers], Ask]
+    """Reads a request, or raises Refusal."""
+    wire: Wire
+    """Writes answers."""
+
+
+OPENAI = Dialect("/chat/completions", openai_ask.parse, openai_wire)
+ANTHROPIC = Dialect("/messages", anthropic_ask.parse, anthropic_wire)
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request being served."""
+
+    dialect: Dialect
+    """In which it speaks."""
+    here: Place
+    """Where."""
+    stamp: Stamp
+    """Names its answer."""
+    rng: random.Random
+    """Its own source of randomness."""
+    kind: Kind
+    """The fault that it meets."""
+    came: float
+    """Loop time at which it came."""
+    seat: Seat | None = None
+    """Its slot, while it has one."""
+    pace: Pace | None = None
+    """How its tokens come."""
+    read: int = 0
+    """Tokens read for it."""
+    whole: bool = False
+    """Whether its answer went out whole."""
+    left: bool = False
+    """Whether it is counted out, or never was counted in."""
+
+    @property
+    def wire(self) -> Wire:
+        """Writes its answer."""
+        return self.dialect.wire
+
+    @property
+    def now(self) -> float:
+        """Loop time."""
+        return self.here.loop.time()
+
+    @property
+    def unix(self) -> float:
+        """Unix time in seconds."""
+        return self.here.unix
+
+
+def poor(answer: Answer, ask: Ask, kind: str) -> Answer:
+    """The answer without its text."""
+    nothing = Choice((), "content_filter" if kind == "refused" else "stop")
+    return replace(answer, choices=(nothing,) * ask.n, reasoning=())
+
+
+def facts(allowance: Allowance, name: str, visit: Visit, ask: Ask, costs: dict[str, int]) -> JSON:
+    """What an error about a rate limit says."""
+    level = allowance.levels(visit.now)[name]
+    used = level.limit - level.remaining
+    return {"model": ask.model, "bucket": name, "limit": level.limit, "used": used, "asked": costs[name]}

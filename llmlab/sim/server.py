@@ -19,7 +19,8 @@ from llmlab.sim.transport import Simulator
 from llmlab.sim.wire import Broken
 
 KEEP_ALIVE = 3600.0
-LARGEST = 32 * 2**20
+LARGEST, LARGEST_BATCH = 32 * 2**20, 260 * 2**20
+_BATCHES = ("/files", "/batches")
 GRACE = 0.01  # seconds for requests under way when the server closes; to aiohttp 0 means for ever
 _LINGER_0 = struct.pack("ii", 1, 0)  # closing a socket that lingers 0 s sends RST instead of FIN
 
@@ -130,9 +131,12 @@ class _Handler:
         self._world = simulator.world
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.clone(client_max_size=LARGEST).read()
+        most = LARGEST_BATCH if request.path.endswith(_BATCHES) else LARGEST
+        body = await request.clone(client_max_size=most).read()
         try:
-            response = await self._world.handle(request.method, request.path, request.headers, body)
+            response = await self._world.handle(
+                request.method, request.path, request.headers, body, request.query_string
+            )
         except Broken as broken:
             _break(request, broken)
             return web.Response()

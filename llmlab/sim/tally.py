@@ -31,6 +31,10 @@ class Tally:
     """Tokens written into such answers, as far as they had come."""
     in_outage: int = 0
     """Requests that came while an outage was on."""
+    errands: int = 0
+    """Requests of the Batch APIs: uploads, polls, downloads."""
+    batch_rows: int = 0
+    """Rows of batches that were worked on, failed ones included."""
 
     def enter(self, fault: str) -> None:
         """Count a request in; `fault` is the kind it meets, "" for none."""
@@ -49,6 +53,7 @@ class Tally:
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,
             "queued": queued,
+            "batch": {"requests": self.errands, "rows": self.batch_rows},
             "tokens": {"input": self.input_tokens, "output": self.output_tokens},
             "wasted": {"input": self.wasted_input, "output": self.wasted_output},
             "in_outage": self.in_outage,

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from llmlab.sim.batches import BatchPace
 from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Change, Physics
 from llmlab.sim.script import Body
@@ -32,7 +33,7 @@ class Simulator(httpx.AsyncBaseTransport):
     """A provider that answers in both dialects and misbehaves on request.
 
     Serves any host; what counts is the path's end: `/chat/completions`, `/messages`, `/models`,
-    `/messages/count_tokens`.
+    `/messages/count_tokens`, and the paths of both Batch APIs.
 
     Args:
         seed: Decides all answers, faults and delays.
@@ -43,6 +44,7 @@ class Simulator(httpx.AsyncBaseTransport):
         say: What to answer, instead of made-up English; `max_tokens` and stop texts still cut it.
         changes: What becomes of the physics while it runs: `Change(60, Physics(slots=8))` a minute after the first
             request.
+        batches: How fast batches go, and their limits. None: 50 rows a second, the real limits.
     """
 
     def __init__(
@@ -55,9 +57,17 @@ class Simulator(httpx.AsyncBaseTransport):
         models: Iterable[str] | None = None,
         say: Callable[[Ask], str] | None = None,
         changes: Iterable[Change] = (),
+        batches: BatchPace | None = None,
     ) -> None:
         self.world = World(
-            seed=seed, physics=physics, faults=faults, keys=keys, models=models, say=say, changes=changes
+            seed=seed,
+            physics=physics,
+            faults=faults,
+            keys=keys,
+            models=models,
+            say=say,
+            changes=changes,
+            batches=batches,
         )
 
     def fresh(self, *, seed: int | None = None) -> "Simulator":
@@ -71,6 +81,7 @@ class Simulator(httpx.AsyncBaseTransport):
             models=old.models,
             say=old.say,
             changes=old.changes,
+            batches=old.pace,
         )
 
     @property
@@ -86,7 +97,9 @@ class Simulator(httpx.AsyncBaseTransport):
         """Answer one request, as `httpx.AsyncClient` asks a transport to."""
         body = await request.aread()
         limit = request.extensions.get("timeout", {}).get("read")
-        handling = self.world.handle(request.method, request.url.path, request.headers, body)
+        handling = self.world.handle(
+            request.method, request.url.path, request.headers, body, request.url.query.decode()
+        )
         response = await _within(limit, handling, request)
         found = response.body
         stream = httpx.ByteStream(found) if isinstance(found, bytes) else _Stream(found, limit, request)

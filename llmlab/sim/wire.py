@@ -4,6 +4,7 @@ A dialect reads a request into an `Ask` and writes an `Answer` as a plain body o
 on purpose or by the rules is a `Refusal` (an error answer) or `Broken` (the connection's own end).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
@@ -173,6 +174,26 @@ class Headers(Protocol):
     def get(self, key: str, /) -> str | None:
         """Give the value of a header, None if it was not sent."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A request that is no completion."""
+
+    method: str
+    """HTTP method."""
+    path: str
+    """Where it goes."""
+    query: Mapping[str, str]
+    """What stands behind the question mark."""
+    headers: Headers
+    """Its headers."""
+    body: bytes
+    """Its body."""
+    now: float
+    """Unix time in seconds."""
+    stamp: Stamp
+    """Names what it makes."""
 
 
 class Wire(Protocol):
