@@ -30,6 +30,13 @@ class Lane:
     """Rules on what its calls may spend (see `llmlab.rule.Budget`); others may share them."""
     held: bool = False
     """Nobody of it is admitted for now: the user has paused it."""
+    among: "Lane | None" = None
+    """The lane whose turns it shares, as the single calls of one priority do: a crowd of them is one to the others."""
+
+    @property
+    def turns(self) -> "Lane":
+        """The lane by which the line knows whose turn it is."""
+        return self if self.among is None else self.among
 
 
 class Tariff(Protocol):

@@ -219,6 +219,11 @@ class Core:
         self._route.bind()
         return Ground(self.target, self.strategy.slots, self._route.lines)
 
+    def _single(self, priority: int) -> Lane:
+        """A lane for one call, which can be paused alone."""
+        shared = self._singles[priority]
+        return Lane(priority, shared.patient, shared.budgets, among=shared)
+
     def _lane(self, priority: int, budget: Spend | None, *, patient: bool) -> Lane:
         check_priority(priority)
         return Lane(priority, patient, tuple(each for each in (self._budget, budget) if each is not None))

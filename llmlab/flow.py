@@ -6,6 +6,10 @@
 
 Nothing is read from a connection that is held back, so that the provider has to wait, too, and memory stays small.
 The deadlines of an attempt stand still: a slow reader on this side is not slowness of the provider.
+
+A call that is held back keeps its place among the requests in flight. If somebody else stands in line for it, perhaps
+the consumer itself, who asks the same lab before it reads on, then answers are read to their ends, and no rows are
+taken up: as many answers may be in memory as were in flight and in line.
 """
 
 import asyncio
@@ -29,8 +33,24 @@ class Flow:
         self.calls: dict[int, Any] = {}
         """The calls under way, by their rows' positions."""
         self.open = asyncio.Event()
-        """Set while readers may read on."""
+        """Set while the consumer keeps up: calls may be begun."""
+        self.runs = asyncio.Event()
+        """Set while answers may be read on."""
+        self.reopen()
+
+    def close(self) -> None:
+        """Hold the answers back: the consumer is behind."""
+        self.open.clear()
+        self.runs.clear()
+
+    def reopen(self) -> None:
+        """Go on: the consumer has caught up."""
         self.open.set()
+        self.runs.set()
+
+    def release(self) -> None:
+        """Let answers that have begun be read on, though the consumer is behind: others wait for their connections."""
+        self.runs.set()
 
 
 class Hold:
@@ -44,28 +64,36 @@ class Hold:
         self._flow = flow
         self._waits = False
         self._until = -math.inf
+        self.at_wait: Callable[[], object] | None = None
+        """Called when it begins to wait: whoever stands in line for what the call occupies may have it released."""
         self.deadline: asyncio.Timeout | None = None
         """Of the present attempt; put off while it waits. One that has ended is left alone."""
         self.held_s = 0.0
         """Seconds waited so far."""
 
     async def wait(self) -> None:
-        """Wait until the consumer has caught up."""
-        if self._flow.open.is_set():
+        """Wait until the consumer has caught up, or somebody needs what this call occupies."""
+        if self._flow.runs.is_set():
             return
+        if self.at_wait is not None:
+            self.at_wait()
         loop = asyncio.get_running_loop()
         began, deadline = loop.time(), self.deadline
         then = None if deadline is None else deadline.when()
         _reschedule(deadline, None)
         self._waits = True
         try:
-            while not self._flow.open.is_set():  # one that was woken before may have filled it again
-                await self._flow.open.wait()
+            while not self._flow.runs.is_set():  # one that was woken before may have filled it again
+                await self._flow.runs.wait()
         finally:
             self._waits, self._until = False, loop.time()
             self.held_s += self._until - began
         if then is not None:
             _reschedule(deadline, then + self._until - began)
+
+    def release(self) -> None:
+        """Let it be read on, as `Flow.release`, with all answers of its consumer."""
+        self._flow.release()
 
     def since(self, last: float, now: float) -> float:
         """Loop time from which the provider's silence counts, its last sign of life having come at `last`."""
@@ -129,15 +157,15 @@ class Pipe(Generic[E]):
         """Hand over a piece."""
         self._queue.append((index, piece))
         self._put += len(piece) if isinstance(piece, str) else ERROR
-        if self._put - self._taken > FULL:
+        if self._put - self._taken > FULL and self._flow.open.is_set():
             self._hold_back()
         if self._asleep:
             self._wake()
 
     def _hold_back(self) -> None:
-        self._flow.open.clear()
+        self._flow.close()
         if self._put - self._taken <= LOW:  # the consumer took it all just before, and found nothing to open
-            self._flow.open.set()
+            self._flow.reopen()
 
     def _wake(self) -> None:
         self._asleep = False
@@ -170,7 +198,7 @@ class Pipe(Generic[E]):
     def _account(self) -> None:
         self._taken, self._size = self._taken + self._size, 0
         if self._put - self._taken <= LOW and not self._flow.open.is_set():
-            self._job.on_loop(self._flow.open.set)
+            self._job.on_loop(self._flow.reopen)
 
     def _end(self, _: "asyncio.Future[Any]") -> None:
         if self._job.stopped == "interrupted":  # who presses Stop wants no more of it

@@ -99,7 +99,7 @@ class Lab(Streaming):
         """
         rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
         check_priority(priority)
-        return self._job("run", rows, stream=stream, finish=_only_reply, lane=self._singles[priority])
+        return self._job("run", rows, stream=stream, finish=_only_reply, lane=self._single(priority))
 
     def run_many(
         self,

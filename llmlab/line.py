@@ -60,18 +60,31 @@ class _Queue:
 
     start: float
     heap: list[Waiter] = field(default_factory=list)
+    aside: list[Waiter] = field(default_factory=list)  # paused, each for itself: they hold up nobody
 
     def first(self, held: Held) -> Waiter | None:
         """Its first; None if it is held back, or there is none."""
+        if self.aside:
+            self._take_back()
         while self.heap:
             head = self.heap[0]
             if head.granted.done():
                 heapq.heappop(self.heap)  # left, or refused meanwhile
             elif not held(head):
                 return head
+            elif head.lane.held and head.lane.among is not None:
+                self.aside.append(heapq.heappop(self.heap))
             elif not head.granted.done():
                 return None
         return None
+
+    def _take_back(self) -> None:
+        aside, self.aside = self.aside, []
+        for waiter in aside:
+            if waiter.lane.held and not waiter.granted.done():
+                self.aside.append(waiter)
+            else:
+                heapq.heappush(self.heap, waiter)
 
 
 @dataclass(slots=True)
@@ -94,7 +107,7 @@ class _Class:
                 rank = (queue.start + head.tokens, head.place, head.turn)
                 if rank < lowest:
                     best, lowest = head, rank
-            elif queue.heap:
+            elif queue.heap or queue.aside:
                 queue.start = max(queue.start, self.virtual)  # nobody saves up turns while he is held back
             else:
                 self.queues.pop(lane, None)
@@ -130,9 +143,9 @@ class Line:
         group = self._classes.get(lane.priority)
         if group is None:
             group = self._classes[lane.priority] = _Class(lane.priority)
-        queue = group.queues.get(lane)
+        queue = group.queues.get(lane.turns)
         if queue is None:
-            queue = group.queues[lane] = _Queue(group.virtual)
+            queue = group.queues[lane.turns] = _Queue(group.virtual)
         self._turns += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         tokens = cost.get("total_tokens", 1.0)
@@ -159,7 +172,7 @@ class Line:
     def admit(self, waiter: Waiter, result: object) -> None:
         """Let go who is next."""
         group = self._classes[waiter.lane.priority]
-        queue = group.queues[waiter.lane]
+        queue = group.queues[waiter.lane.turns]
         heapq.heappop(queue.heap)
         queue.start += waiter.tokens
         group.virtual = max(group.virtual, queue.start)
@@ -192,15 +205,24 @@ class Line:
     def first_of(self, lane: Lane) -> Waiter | None:
         """The first of a lane; None: none of it stands in line."""
         queue = self._queue(lane)
-        return None if queue is None else queue.first(lambda _: False)
+        if queue is None:
+            return None
+        aside = next((waiter for waiter in queue.aside if waiter.lane is lane), None)
+        return aside or queue.first(lambda _: False)
+
+    def others(self, lane: Lane) -> bool:
+        """Whether anybody of another lane may stand in line."""
+        return any(
+            queue.heap for group in self._classes.values() for key, queue in group.queues.items() if key is not lane
+        )
 
     def _queue(self, lane: Lane) -> _Queue | None:
         group = self._classes.get(lane.priority)
-        return None if group is None else group.queues.get(lane)
+        return None if group is None else group.queues.get(lane.turns)
 
     def _all(self) -> list[Waiter]:
         queues = [queue for group in self._classes.values() for queue in group.queues.values()]
-        return [waiter for queue in queues for waiter in sorted(queue.heap) if not waiter.granted.done()]
+        return [waiter for queue in queues for waiter in sorted(queue.heap + queue.aside) if not waiter.granted.done()]
 
     def _count_out(self) -> None:
         self.waiting -= 1

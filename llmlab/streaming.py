@@ -59,7 +59,7 @@ class Streaming(Core):
         """
         check_priority(priority)
         rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
-        return Stream(partial(self._streamed, "stream", rows, self._singles[priority]), by)
+        return Stream(partial(self._streamed, "stream", rows, self._single(priority)), by)
 
     def stream_many(
         self,
@@ -91,7 +91,8 @@ class Streaming(Core):
 
         Returns:
             Streams. A piece is text, or the LLMError that ended its row; `position` counts the prompts from 0. As many
-            answers are under way as the lab's concurrency allows. Afterwards `frame` is the result as a DataFrame.
+            answers are under way as the lab's concurrency allows; a slow loop holds them back, unless others, as a loop
+            that asks the same lab, stand in line for their slots. Afterwards `frame` is the result as a DataFrame.
 
         Raises:
             TypeError, ValueError: the input, a row or a parameter is not usable.

@@ -266,6 +266,46 @@ def test_a_paused_lane_waits_until_it_is_released_and_holds_nobody(make_call) ->
     assert endpoint.order == [1, 0]
 
 
+@pytest.mark.parametrize("when", ["before it comes", "while it stands in line"])
+def test_a_paused_call_holds_up_none_of_those_it_shares_its_turns_with(make_call, when: str) -> None:
+    gate, endpoint, shared = Admit((Slots(1),)), Busy(1.0), Lane()
+    lanes = [Lane(among=shared) for _ in range(4)]
+
+    async def main() -> None:
+        lanes[1].held = when == "before it comes"
+        calls = [asyncio.create_task(gate(make_call(n, lane=lanes[n]), endpoint)) for n in range(4)]
+        await asyncio.sleep(0.5)
+        lanes[1].held = True
+        gate.pump()
+        assert (gate.waits_for(lanes[1]), gate.waits_for(lanes[2])) == ("paused", "concurrency")
+        await asyncio.wait([calls[n] for n in (0, 2, 3)])
+        assert (gate.waiting, gate.waits_for(lanes[1])) == (1, "paused")
+        await gate(make_call(4, lane=Lane(among=shared)), endpoint)
+        lanes[1].held = False
+        gate.pump()
+        await calls[1]
+        assert gate.waiting == 0
+
+    run_virtual(main)
+    assert endpoint.order == [0, 2, 3, 4, 1]
+
+
+def test_a_paused_call_that_is_cancelled_leaves_the_line(make_call) -> None:
+    gate, endpoint, lane = Admit((Slots(1),)), Busy(1.0), Lane(among=Lane(), held=True)
+
+    async def main() -> None:
+        paused = asyncio.create_task(gate(make_call(0, lane=lane), endpoint))
+        await asyncio.sleep(1)
+        paused.cancel()
+        await asyncio.wait([paused])
+        assert (gate.waiting, gate.waits_for(lane)) == (0, None)
+        lane.held = False
+        await gate(make_call(1, lane=lane), endpoint)
+
+    run_virtual(main)
+    assert endpoint.order == [1]
+
+
 class Chatty(Every):
     """A rule that tells something whenever it is asked."""
 

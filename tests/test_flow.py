@@ -3,6 +3,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -46,8 +47,8 @@ def test_a_deadline_is_put_off_by_the_time_waited_and_no_more(allowed: float, in
 
     async def main() -> float:
         flow = Flow()
-        flow.open.clear()
-        asyncio.get_running_loop().call_later(101, flow.open.set)
+        flow.close()
+        asyncio.get_running_loop().call_later(101, flow.reopen)
         return await attempt(flow)
 
     if in_time:
@@ -64,8 +65,8 @@ def test_the_deadline_of_an_attempt_that_has_ended_is_left_alone() -> None:
         async with asyncio.timeout(5) as hold.deadline:
             await asyncio.sleep(1)
         for _ in range(2):
-            flow.open.clear()
-            asyncio.get_running_loop().call_later(10, flow.open.set)
+            flow.close()
+            asyncio.get_running_loop().call_later(10, flow.reopen)
             await hold.wait()
 
     run_virtual(main)
@@ -74,7 +75,7 @@ def test_the_deadline_of_an_attempt_that_has_ended_is_left_alone() -> None:
 def test_a_hold_that_is_given_up_passes_the_cancellation_on() -> None:
     async def main() -> None:
         flow = Flow()
-        flow.open.clear()
+        flow.close()
         loop, hold = asyncio.get_running_loop(), Hold(flow)
 
         async def attempt() -> None:
@@ -94,11 +95,11 @@ def test_silence_counts_from_the_end_of_the_wait() -> None:
         flow = Flow()
         hold = Hold(flow)
         assert hold.since(3.0, 8.0) == 3.0
-        flow.open.clear()
+        flow.close()
         waiting = asyncio.get_running_loop().create_task(hold.wait())
         await asyncio.sleep(10)
         assert hold.since(3.0, 8.0) == 8.0
-        flow.open.set()
+        flow.reopen()
         await waiting
         assert hold.since(3.0, 20.0) == pytest.approx(10, abs=0.01)
         assert hold.since(15.0, 20.0) == 15.0
@@ -109,17 +110,17 @@ def test_silence_counts_from_the_end_of_the_wait() -> None:
 def test_those_held_go_on_one_by_one_when_the_first_fills_it_again() -> None:
     async def main() -> int:
         flow, went = Flow(), 0
-        flow.open.clear()
+        flow.close()
 
         async def call() -> None:
             nonlocal went
             await Hold(flow).wait()
             went += 1
-            flow.open.clear()
+            flow.close()
 
         tasks = [asyncio.get_running_loop().create_task(call()) for _ in range(10)]
         await asyncio.sleep(1)
-        flow.open.set()
+        flow.reopen()
         await asyncio.sleep(1)
         for task in tasks:
             task.cancel()
@@ -385,7 +386,7 @@ def test_a_tap_closed_just_after_all_was_taken_is_opened_again() -> None:
         flow = Flow()
         pipe: Pipe[LLMError] = Pipe(Idle(), flow)
         flow.open = Meanwhile(lambda: setattr(pipe, "_taken", pipe._put))
-        flow.open.set()
+        flow.reopen()
         pipe.put(0, "x" * (FULL + 1))
         assert flow.open.is_set()
         pipe.put(0, "x" * (FULL + 1))
@@ -433,6 +434,71 @@ def test_a_batch_counts_once_though_the_next_was_asked_for_twice() -> None:
         assert not flow.open.is_set()
 
     run_virtual(main)
+
+
+# -- a reader that needs what its answers occupy ----------------------------------------------------------
+
+
+LONG: list[Step] = ["x" * 1000] * (3 * FULL // 1000)
+"""An answer that is held back three times before it is read."""
+
+
+def speaker_of(rows: int) -> Speaker:
+    return Speaker({**{f"p{n}": [LONG] for n in range(rows)}, "a": [["b"]]})
+
+
+@pytest.mark.parametrize("single", [True, False], ids=["run", "run_many"])
+def test_a_reader_may_ask_the_same_lab_before_it_reads_on(single: bool) -> None:
+    rows = 60
+    speaker = speaker_of(rows)
+    lab = lab_of(speaker, concurrency=2)
+
+    async def ask() -> object:
+        if single:
+            return (await lab.run("a", stream=True)).content
+        return (await lab.run_many(["a"], stream=True)).content[0]
+
+    async def main() -> float:
+        said, ahead = [0] * rows, 0
+        async for row, piece in lab.stream_many([f"p{n}" for n in range(rows)]):
+            assert isinstance(piece, str)
+            said[row] += len(piece)
+            if said[row] % 50_000 == 0:
+                assert await ask() == "b"
+                ahead = max(ahead, speaker.said - sum(said))
+        assert said == [len(LONG) * 1000] * rows
+        return ahead / len(LONG) / 1000
+
+    # Answers that have begun are read to their ends, and those in line; no further ones are taken.
+    assert run_virtual(main) <= 2 + 16 + 1
+
+
+def test_a_slow_reader_does_not_keep_the_lab_from_others() -> None:
+    lab = lab_of(speaker_of(1), concurrency=1)
+
+    async def main() -> None:
+        async with aclosing(aiter(lab.stream("p0"))) as pieces:
+            await anext(pieces)
+            await asyncio.sleep(60)  # held back since long
+            reply = await asyncio.wait_for(lab.run("a", stream=True).wait(), 60)
+            assert reply.content == "b"
+
+    run_virtual(main)
+
+
+def test_while_nobody_else_waits_a_slow_reader_holds_its_answers_back() -> None:
+    speaker = speaker_of(4)
+
+    async def main() -> None:
+        async with aclosing(aiter(lab_of(speaker, concurrency=2).stream_many(["p0", "p1", "p2", "p3"]))) as pieces:
+            await anext(pieces)
+            await asyncio.sleep(600)
+            assert FULL < speaker.said <= FULL + 4 * 1000
+
+    run_virtual(main)
+
+
+# -- between threads --------------------------------------------------------------------------------------
 
 
 def test_a_consumer_whose_loop_is_closed_stops_the_job() -> None:

@@ -430,9 +430,9 @@ def test_nothing_is_late_while_our_own_reader_is_behind(pieces: tuple[float, ...
 
     async def meanwhile(_: Row, __: object) -> None:
         await asyncio.sleep(shut[0])
-        flow.open.clear()
+        flow.close()
         await asyncio.sleep(shut[1] - shut[0])
-        flow.open.set()
+        flow.reopen()
 
     flow = run_virtual(_a_flow)
     row = one(Plan((*pieces, 50.0)), Plan((0.5,)), hold=Hold(flow), meanwhile=meanwhile)

@@ -13,6 +13,7 @@ from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, BadRequest
 from llmlab.frame import COLUMNS
 from llmlab.sim.faults import Faults
+from llmlab.sim.physics import Physics
 from llmlab.sim.transport import Simulator
 
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "GROQ_API_KEY")
@@ -451,3 +452,19 @@ def test_a_lab_closes_on_the_loop_it_lives_on(where) -> None:
 def test_what_is_no_prompt_is_refused_by_run_in_words(bad, lab: llmlab.Lab) -> None:
     with pytest.raises((TypeError, ValueError), match=r"a (prompt|message) is"):
         lab.run(bad)
+
+
+def test_pausing_one_run_leaves_the_others_of_its_priority_alone() -> None:
+    async def main() -> None:
+        transport = Simulator(physics=Physics.instant(ttft=1.0))
+        lab = llmlab.Lab("openai:m", transport=transport, concurrency=1, api_key="k")
+        first, second, third = (lab.run(f"p{n}") for n in range(3))
+        await asyncio.sleep(0.5)
+        second.pause()
+        await first
+        await third
+        assert (second.done, second.look().state, third.look().state) == (False, "paused", "done")
+        second.resume()
+        await second
+
+    run_virtual(main)

@@ -346,3 +346,15 @@ def test_whatever_happens_each_waiter_is_done_once_and_nothing_is_left_behind(
         assert desk.line.waiting == len(waiting)
     desk.drain()
     assert desk.lanes() == 0
+
+
+@on_loop
+def test_a_crowd_of_single_calls_takes_turns_with_a_job_as_if_it_were_one() -> None:
+    desk, job, shared = Desk(), Lane(), Lane()
+    desk.crowd(20, job)
+    for _ in range(20):
+        desk.join(Lane(among=shared))
+    desk.serve_all(20)
+    assert sum(each.lane is job for each in desk.went) == 10
+    singles = [each.place for each in desk.went if each.lane is not job]
+    assert singles == sorted(singles)

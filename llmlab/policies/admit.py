@@ -64,6 +64,7 @@ class Admit:
     """What the first in line waits for, in a person's words: a rule's `binds`, budget or paused. None: nobody waits."""
     _pumping: bool = field(default=False, init=False, repr=False, compare=False)
     _changed: bool = field(default=False, init=False, repr=False, compare=False)
+    _reading: dict[int, Call] = field(default_factory=dict, init=False, repr=False, compare=False)  # by identity
     _line: Line = field(default_factory=Line, init=False, repr=False, compare=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False, repr=False, compare=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False, repr=False, compare=False)
@@ -112,6 +113,8 @@ class Admit:
         call.probe = any(getattr(permit, "probe", False) for permit in permits)
         error: BaseException | None = None
         now = loop.time()
+        if call.hold is not None:
+            self._reading[id(call)], call.hold.at_wait = call, self.pump
         try:
             call.queue_s += now - arrived
             call.emit(Admitted(call.index, now, now - arrived, held))
@@ -122,6 +125,7 @@ class Admit:
         finally:
             if call.sent is None and not isinstance(error, asyncio.CancelledError | Rejected):
                 call.sent = now  # by an endpoint that keeps no account of it
+            self._reading.pop(id(call), None)
             self._settle(loop.time(), call, cost, bound, permits, error)
 
     async def _stand_in_line(self, call: Call, cost: Cost, bound: Cost) -> tuple[str | None, Permits]:
@@ -190,6 +194,7 @@ class Admit:
             if wait > 0:
                 if not self._refuse(now):
                     self._set_timer(wait)
+                    self._release_readers(wait)
                     return
             else:
                 self._line.admit(first, self._take(now, first.cost, first.bound, self._budgets(first.lane)))
@@ -198,6 +203,13 @@ class Admit:
     def _set_timer(self, seconds: float) -> None:
         if seconds < math.inf and self._loop is not None:
             self._timer = self._loop.call_at(self._loop.time() + seconds, self.pump)
+
+    def _release_readers(self, wait: float) -> None:
+        """Answers held back by a slow reader are read to their ends when others can only go once they have."""
+        if wait == math.inf:
+            for call in self._reading.values():
+                if call.hold is not None and self._line.others(call.lane):
+                    call.hold.release()
 
     def _refuse(self, now: float) -> bool:
         """Send everybody home if a rule says that waiting is pointless."""

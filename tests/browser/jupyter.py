@@ -1,7 +1,7 @@
 """A JupyterLab of the tests' own: nobody's settings, loopback only, the kernels that are to be tried.
 
-LLMLAB_KERNELS names the interpreters of the kernels, joined as in PATH; each needs ipykernel, anywidget and llmlab.
-Without it there is one: the running Python's.
+LLMLAB_KERNELS names the interpreters of the kernels, joined as in PATH; each needs ipykernel, anywidget, jinja2 and
+llmlab. Without it there is one: the running Python's.
 """
 
 import contextlib
