@@ -147,13 +147,53 @@ class Core:
 
     # -- life ---------------------------------------------------------------------------------------------
 
-    async def aclose(self) -> None:
-        """Close the connections. Not needed at the end of a program: the loop does it."""
+    async def drain(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  jobs have an end of their own
+        """Take nothing more, and return when all that was begun has ended.
+
+        From now on every verb raises LabClosed. A paused job, and a stream that nobody reads on, are waited for, too.
+
+        Args:
+            timeout: Seconds after which jobs still at work are stopped. None: never.
+        """
+        self._home.roster.close()
+        await self._at_home(partial(self._settle, cancel=False, patience=timeout))
+
+    async def aclose(self, *, cancel: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109  as `drain`
+        """Take nothing more, wait for what was begun, and close the connections.
+
+        `async with Lab(…) as lab` does it: it waits, or stops what is at work if its body fails. Not needed at the end
+        of a program for the connections' sake.
+
+        Args:
+            cancel: Stop what is at work, instead of waiting for it: whoever awaits many rows gets those answered so
+                far, the others `cancelled`; whoever awaits one answer gets LabClosed.
+            timeout: Seconds after which jobs still at work are stopped. None: never.
+        """
+        self._home.roster.close()
+        await self._at_home(partial(self._close, cancel=cancel, patience=timeout))
+
+    def close(self, *, cancel: bool = False, timeout: float | None = None) -> None:
+        """What `aclose` does, without `await`: in scripts, in threads. `with Lab(…) as lab` does it."""
+        self._home.roster.close()
+        self._home.close(partial(self._close, cancel=cancel, patience=timeout))
+
+    async def _at_home(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         home = self._home
         if home.loop is None or home.loop is asyncio.get_running_loop():
-            await self._route.aclose()
+            await main()
         else:
-            await asyncio.to_thread(home.close, self._route.aclose)
+            await asyncio.to_thread(home.close, main)
+
+    async def _settle(self, *, cancel: bool, patience: float | None) -> None:
+        roster = self._home.roster
+        paused = 0 if cancel else sum(job.paused for job in roster.left)
+        if paused:
+            say(f"llmlab: the lab waits for {paused} paused job{'s' * (paused > 1)}: resume or cancel before it closes")
+        await roster.settle(cancel=cancel, patience=patience)
+
+    async def _close(self, *, cancel: bool, patience: float | None) -> None:
+        await self._settle(cancel=cancel, patience=patience)
+        await self._route.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -161,7 +201,15 @@ class Core:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        await self.aclose(cancel=error is not None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=error is not None)
 
     def __repr__(self) -> str:
         url = self.target.provider.shown_url
@@ -200,12 +248,13 @@ class Core:
         journal: Callable[[Bus], Keeper] | None = None,
         lane: Lane,
         flow: Flow | None = None,
+        open_ground: Callable[[], Ground] | None = None,
     ) -> Job[Any]:
         self._tell_price()
         order = Order(
             rows, stream=stream, seed=self._seed, view=view, places=self._places, journal=journal, lane=lane, flow=flow
         )
-        self.last = Job(name, order, home=self._home, open_ground=self._open, finish=finish, tuner=self)
+        self.last = Job(name, order, home=self._home, open_ground=open_ground or self._open, finish=finish, tuner=self)
         return self.last
 
     def _tell_price(self) -> None:

@@ -27,6 +27,7 @@
       Garbled                 an answer came and is no answer
         BadPayload
         StreamTruncated
+      LabClosed               the lab was closed first
 
 Codecs and the sender choose the class; its `Verdict` says what the policies make of it. Policies and
 rules read the verdict and nothing else. Misuse of llmlab itself is a `TypeError` or `ValueError`.
@@ -252,3 +253,7 @@ class StreamTruncated(Garbled):
     def __init__(self, message: str, *, partial: str = "") -> None:
         super().__init__(message)
         self.partial = partial
+
+
+class LabClosed(LLMError):
+    """The lab was closed, or is about to be: it takes nothing more, and what it has stopped has no answer."""

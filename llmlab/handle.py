@@ -21,9 +21,13 @@ class Handle(Generic[T]):
     Args:
         name: What it is, for people.
         home: The event loop it lives on.
+
+    Raises:
+        LabClosed: its lab takes nothing more.
     """
 
     def __init__(self, name: str, home: Home) -> None:
+        home.roster.check_open()
         self.name = name
         self._home = home
         self._task: asyncio.Task[T] | None = None
@@ -43,6 +47,7 @@ class Handle(Generic[T]):
 
     def _begin_by_itself(self) -> None:
         """Begin as soon as the loop gets its turn, if there is one."""
+        self._home.roster.add(self)
         if self._home.elsewhere:
             self._home.call_soon(self._start)
         elif (loop := running_loop()) is not None:
@@ -99,9 +104,22 @@ class Handle(Generic[T]):
             self._task = asyncio.get_running_loop().create_task(main, name=f"llmlab {self.name}")
         return self._task
 
-    def _start_by_itself(self) -> None:
+    def _start_by_itself(self) -> asyncio.Task[T] | None:
         with contextlib.suppress(RuntimeError):  # the lab is at work on another loop: whoever waits is told
-            self._start()
+            return self._start()
+        return None
+
+    def begin(self) -> None:
+        """Begin also where no event loop runs, without being waited for: on the lab's own loop, in another thread."""
+        if self._task is None and not self._home.elsewhere and running_loop() is None:
+            self._home.begin(self._start_by_itself)
+
+    async def ended(self) -> None:
+        """Wait until it has ended, well or badly, on its own loop; one that has not begun begins."""
+        task = self._start()
+        await asyncio.wait([task])
+        if self._stopped is not None:
+            _ = task.cancelled() or task.exception()  # seen: whoever let go of it when it was stopped knows of it
 
     # -- looking and stopping -----------------------------------------------------------------------------
 
@@ -111,6 +129,11 @@ class Handle(Generic[T]):
         return self._task is not None and self._task.done()
 
     @property
+    def paused(self) -> bool:
+        """Whether the user has paused it."""
+        return False
+
+    @property
     def stopped(self) -> str | None:
         """Why it was stopped: cancelled, interrupted or an error in words. None: it was not."""
         return self._stopped
@@ -118,6 +141,10 @@ class Handle(Generic[T]):
     def cancel(self) -> None:
         """Stop at once, from any thread; awaiting returns what is done by then."""
         self._home.call_soon(partial(self._stop, "cancelled"))
+
+    def stop(self, reason: str) -> None:
+        """Stop at once, on its own loop; `stopped` says why."""
+        self._stop(reason)
 
     def on_loop(self, callback: Callable[[], object]) -> None:
         """Run `callback` on the event loop it lives on, from any thread."""

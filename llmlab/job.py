@@ -67,6 +67,8 @@ class Job(Handle[T]):
         self._ground: Ground | None = None
         if order.flow is None:  # else it is begun by its reader, who would miss the first pieces on another thread
             self._begin_by_itself()
+        else:
+            home.roster.add(self)
 
     def _make(self) -> Coroutine[Any, Any, T]:
         ground = self._ground = self._open()
@@ -116,7 +118,7 @@ class Job(Handle[T]):
         state = "waiting" if self._task is None else "running"
         if self._showing.ended is not None:
             state = "done" if self._stopped is None else "stopped"
-        elif self._order.lane.held:
+        elif self.paused:
             state = "paused"
         look = Look(name=self.name, state=state, total=self._order.rows.total)
         if self._gauges is not None:
@@ -204,6 +206,11 @@ class Job(Handle[T]):
     def resume(self) -> None:
         """Go on after `pause`, from any thread."""
         self.on_loop(partial(self._hold, held=False))
+
+    @property
+    def paused(self) -> bool:
+        """Whether the user has paused it."""
+        return self._order.lane.held
 
     def _hold(self, *, held: bool) -> None:
         self._order.lane.held = held

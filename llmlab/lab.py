@@ -7,18 +7,18 @@ from typing import Any, Literal
 import pandas as pd
 
 from llmlab.call import NORMAL
-from llmlab.errors import LLMError
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
 from llmlab.progress import TextBar
 from llmlab.settings import budget_of, check_priority
 from llmlab.streaming import Many, Streaming, frame_of, one
+from llmlab.submitting import Submitting, only_reply
 from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
 
-class Lab(Streaming):
+class Lab(Submitting, Streaming):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.
@@ -49,8 +49,8 @@ class Lab(Streaming):
         budget_usd: Dollars that this lab may spend in all, attempts without an answer included. Before a request might
             pass it, the job stops with the rows answered so far. Needs the model's price.
         budget_tokens: Tokens that this lab may use in all, input and output together; likewise.
-        queue: Requests that may wait in line; a further `lab.run` fails with QueueFull. None: 10,000. Rows of
-            `run_many` are held back instead.
+        queue: Requests that may wait in line; a further `lab.run` or `lab.submit` fails with QueueFull. None: 10,000.
+            Rows of `run_many` are held back instead.
         prices: Dollars per million tokens by model: (input, output[, cached[, cache_write]]) or Price. A model
             without an entry has the price that the package genai-prices knows (`pip install "llmlab[prices]"`), or
             else no cost.
@@ -99,7 +99,11 @@ class Lab(Streaming):
         """
         rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
         check_priority(priority)
+<<<<<<< HEAD
         return self._job("run", rows, stream=stream, finish=_only_reply, lane=self._single(priority))
+=======
+        return self._job("run", rows, stream=stream, finish=only_reply, lane=self._singles[priority])
+>>>>>>> 8a5ceaa (lab.submit: a bounded queue begun without being waited for, and an orderly end of a lab)
 
     def run_many(
         self,
@@ -168,11 +172,3 @@ class Lab(Streaming):
 
 def _bar(job: Job[Any]) -> TextBar:
     return TextBar(job.progress)
-
-
-def _only_reply(job: Job[Reply]) -> Reply:
-    outcome = job.last
-    assert outcome is not None  # noqa: S101  a job of one row has settled it
-    if outcome.reply is None:
-        raise outcome.error or LLMError("the row has neither a reply nor an error")
-    return outcome.reply

@@ -6,6 +6,7 @@ A lab's line, connections and jobs belong to one loop. `Home` finds it:
     inside a running loop (notebook, async)     that loop
     `job.result()` and no loop runs             a loop of its own, run as long as the call lasts
     `job.result()` inside a running loop        one private daemon thread with a loop
+    `lab.submit()` and no loop runs             the same thread
     `loop="thread"`                             the same thread, from the start
 
 A home whose loop was closed (a second `asyncio.run`) moves to the next one. `job.result()` on the very loop that
@@ -24,6 +25,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from llmlab.nested import nest
+from llmlab.roster import Roster
 
 T = TypeVar("T")
 Main = Callable[[], Coroutine[Any, Any, T]]
@@ -55,6 +57,8 @@ class Home:
         self._guests: set[asyncio.Task[Any]] = set()  # work that other threads wait for
         self._bound: asyncio.AbstractEventLoop | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.roster = Roster()
+        """The jobs that live here."""
 
     def bind(self) -> bool:
         """Make the running loop the home; True if work was done on another one before.
@@ -90,6 +94,27 @@ class Home:
         else:
             self.loop.call_soon_threadsafe(callback)
 
+    def begin(self, start: Callable[[], "asyncio.Task[Any] | None"]) -> None:
+        """Have `start()` begin a task without anybody waiting for it, though no loop runs in this thread.
+
+        It begins where the home's loop runs, or when that next does; a home without one gets its private thread.
+        """
+        with self._lock:
+            if self.loop is not None and self.loop.is_closed():
+                self.loop = self._thread = None
+            self._drop_own()
+        self._start_thread()
+        loop = self.loop
+        assert loop is not None  # noqa: S101  a thread's loop exists once the thread has started
+
+        def begin() -> None:
+            task = start()
+            if task is not None:  # a `result()` in another thread, whose loop this may be, stays until it has ended
+                self._guests.add(task)
+                task.add_done_callback(self._guests.discard)
+
+        loop.call_soon_threadsafe(begin)
+
     def run(self, main: Main[T], *, stop: Callable[[], object] | None = None) -> T:
         """Run `main()` on the home's loop and wait for it, whatever runs in this thread.
 
@@ -112,8 +137,8 @@ class Home:
         return self._run_here(main)
 
     def close(self, main: Main[None]) -> None:
-        """Run `main()`, which closes something, on the home's loop if that still can run; forget it otherwise."""
-        if self.loop is not None and not self.loop.is_closed():
+        """Run `main()`, which closes something, if there is a loop that still can run, or a job that still has to."""
+        if self.roster.left or (self.loop is not None and not self.loop.is_closed()):
             self.run(main)
 
     def _run_here(self, main: Main[T]) -> T:

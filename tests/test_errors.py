@@ -84,6 +84,7 @@ TABLE_G = {
     "Garbled":          (True,  None,   False, True,  True,  False),  # as StreamTruncated
     "BadPayload":       (True,  None,   False, True,  True,  False),  # the table says once; see errors.py
     "StreamTruncated":  (True,  None,   False, True,  True,  False),  # while nothing is shown: Retry's part
+    "LabClosed":        (False, None,   False, False, False, False),  # our own end, not the provider's
 }  # fmt: skip
 
 
