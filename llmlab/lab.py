@@ -99,11 +99,7 @@ class Lab(Submitting, Streaming):
         """
         rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
         check_priority(priority)
-<<<<<<< HEAD
-        return self._job("run", rows, stream=stream, finish=_only_reply, lane=self._single(priority))
-=======
-        return self._job("run", rows, stream=stream, finish=only_reply, lane=self._singles[priority])
->>>>>>> 8a5ceaa (lab.submit: a bounded queue begun without being waited for, and an orderly end of a lab)
+        return self._job("run", rows, stream=stream, finish=only_reply, lane=self._single(priority))
 
     def run_many(
         self,

@@ -73,7 +73,7 @@ class Submitting(Core):
         self._check_room()
         opening = _Opening(self._open, self._coming)
         job: Job[Reply] = self._job(
-            "submit", rows, stream=stream, finish=only_reply, lane=self._singles[priority], open_ground=opening
+            "submit", rows, stream=stream, finish=only_reply, lane=self._single(priority), open_ground=opening
         )
         opening.count(job)
         job.begin()
