@@ -183,6 +183,27 @@ def wall_offset() -> float:
     return time.time() - loop.time()
 
 
+class Stopwatch:
+    """Adds up seconds of the running loop's time: `with watch: await …`; not to be entered twice at once."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None
+
+    def __enter__(self) -> None:
+        self._since = asyncio.get_running_loop().time()
+
+    def __exit__(self, *_: object) -> None:
+        self._before, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, those of the time that runs included."""
+        if self._since is None:
+            return self._before
+        return self._before + asyncio.get_running_loop().time() - self._since
+
+
 def cpu_seconds() -> float | None:
     """Seconds that this thread has computed so far; None in virtual time, where that means nothing."""
     if isinstance(asyncio.get_running_loop(), VirtualClockLoop):

@@ -6,6 +6,8 @@
         ProviderDown
         QueueFull
         BudgetSpent
+        NotAsked
+        TooLong
       Unreachable             no answer came
         ConnectFailed
         Dropped
@@ -125,6 +127,14 @@ class BudgetSpent(Rejected):
     """The next request might pass the budget: says what was spent, and of how much."""
 
     verdict = Verdict(fatal=True)
+
+
+class NotAsked(Rejected):
+    """An earlier step of the row's chain has failed: there is nothing to ask this one with."""
+
+
+class TooLong(Rejected):
+    """The prompt is longer than the `max_input_tokens` it was to keep to, or the answers it is to combine are."""
 
 
 class Unreachable(LLMError):

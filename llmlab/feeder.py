@@ -8,15 +8,18 @@ stands in no line and holds no slot, so others are taken meanwhile, up to a boun
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from llmlab.call import Call
 from llmlab.clock import wall_offset
-from llmlab.errors import LLMError
+from llmlab.errors import LLMError, NotAsked
 from llmlab.events import Admitted, Attempted, Bus, Finished, Following, Retrying, Stopped
 from llmlab.flow import Hold
 from llmlab.load import Ground, Load, Store
+from llmlab.plan import Plan
 from llmlab.progress import say
+from llmlab.source import Source
 from llmlab.types import Item, Outcome, Prompt, Status
 
 LIVE_ROWS = 1000
@@ -46,17 +49,14 @@ class Feeder:
     ) -> None:
         self.load, self.ground, self.bus, self.keep, self.journal = load, ground, bus, keep, journal
         self.settled = 0
-        self._taken = 0
         self.stopped: str | None = None
-        self._items = _in_turn(load.items)
+        self._source = load.items if isinstance(load.items, Plan) else Source(load.items)
         self._rng = random.Random(load.seed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._prompts: dict[int, Prompt] = {}
         self._new: set[int] = set()  # rows taken that were never yet admitted
         self._sent: Counter[int] = Counter()  # requests in flight, by row: two, if one is hedged
-        self._source_s = 0.0  # seconds for which the source was waited for
-        self._asked: float | None = None  # since when it is, now
-        self._looked = (0.0, 0.0)  # when `waits_for` was last asked, and the seconds then
+        self._looked = (0.0, 0.0)  # when `waits_for` was last asked, and the seconds the source was waited for then
         self._kept: int | None = None  # the one row that goes on when all others have been stopped
         self._feeder: asyncio.Task[None] | None = None
         self._recalling: asyncio.Future[Mapping[int, Prompt]] | None = None
@@ -67,6 +67,14 @@ class Feeder:
         bus.subscribe(self._following, Following)
         bus.subscribe(self._attempted, Attempted)
         bus.subscribe(self._retrying, Retrying)
+        if isinstance(self._source, Plan):
+            self._follow(self._source)
+
+    def _follow(self, plan: Plan) -> None:
+        """Let a plan hear what becomes of its rows."""
+        plan.open(halt=partial(self.stop, drain=True), before_waiting=self._recall_all)
+        self.bus.subscribe(lambda event: plan.answered(event.outcome), Finished)
+        self.bus.subscribe(lambda _: plan.stop(), Stopped)
 
     async def go(self) -> None:
         """Take and settle all rows, or as many as there are until somebody stops it.
@@ -81,6 +89,7 @@ class Feeder:
         finally:
             await self._settle_all()
             await self._close_journal()
+            await self._close_source()
 
     async def _take_rows(self) -> None:
         if self.stopped is not None:
@@ -93,11 +102,9 @@ class Feeder:
             raise RuntimeError("the source of the prompts was cancelled from within")
 
     async def _feed(self) -> None:
-        breath = self._loop.time()
-        self._ask()
-        async for item in self._items:
-            self._got()
-            index, self._taken = self._taken, self._taken + 1
+        breath, taken = self._loop.time(), 0
+        async for index, item in self._source:
+            taken += 1
             if self.stopped is not None:  # by the source itself, or by a listener
                 self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
                 return
@@ -106,7 +113,7 @@ class Feeder:
                     await self._recall(self.journal)
             else:
                 self._start(index, item)
-            if self._taken % BREATH == 0 or self._loop.time() - breath > LONGEST_BREATH:
+            if taken % BREATH == 0 or self._loop.time() - breath > LONGEST_BREATH:
                 await asyncio.sleep(0)
                 breath = self._loop.time()
             if self.journal is not None and self._full():
@@ -116,8 +123,10 @@ class Feeder:
                 await self._room.wait()
             if self.load.flow is not None:
                 await self.load.flow.open.wait()  # rows answered at once would pile up before a reader who is behind
-            self._ask()
-        self._got()
+        await self._recall_all()
+
+    async def _recall_all(self) -> None:
+        """Report what is known already before anything is waited for."""
         if self.journal is not None:
             await self._recall(self.journal)
 
@@ -142,12 +151,16 @@ class Feeder:
         for index in tuple(self._tasks):  # cancelled before they had taken their first step
             why = asyncio.CancelledError(self.stopped or "cancelled from below")
             self._settle(index, self._prompts[index], "cancelled", why)
+
+    async def _close_source(self) -> None:
+        if isinstance(self._source, Plan):
+            await self._source.aclose()
         if self.stopped is not None and self.load.total is not None:
-            await self._write_off()
+            await self._write_off()  # last of all: what a plan would still have asked depends on all answers
 
     def _start(self, index: int, item: Item) -> None:
         if isinstance(item, Exception):
-            self._settle(index, item, "error", item)
+            self._settle(index, item, "cancelled" if isinstance(item, NotAsked) else "error", item)
             return
         self._prompts[index] = item
         self._new.add(index)
@@ -209,19 +222,10 @@ class Feeder:
         self.bus.emit(Finished(outcome))
         self._make_room()
 
-    def _ask(self) -> None:
-        self._asked = self._loop.time()
-
-    def _got(self) -> None:
-        if self._asked is not None:
-            self._source_s += self._loop.time() - self._asked
-        self._asked = None
-
     @property
     def waits_for(self) -> str:
         """What the job waits for while nobody of it stands in line: source, journal or provider."""
-        now = self._loop.time()
-        waited = self._source_s + (0.0 if self._asked is None else now - self._asked)
+        now, waited = self._loop.time(), self._source.waited.seconds
         (then, before), self._looked = self._looked, (now, waited)
         if self.journal is not None and self.journal.full:
             return "journal"
@@ -301,17 +305,5 @@ class Feeder:
 
     async def _write_off(self) -> None:
         """Mark the rows that were never taken."""
-        index = self._taken
-        async for item in self._items:
+        async for index, item in self._source:
             self._settle(index, item, "cancelled", asyncio.CancelledError(self.stopped))
-            index += 1
-
-
-async def _in_turn(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
-    """Any source of rows as an asynchronous one."""
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-        return
-    for item in items:
-        yield item

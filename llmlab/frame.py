@@ -4,13 +4,14 @@ import itertools
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from llmlab.columns import COLUMNS, Column, columns_table
 from llmlab.frontend import in_kernel
+from llmlab.plan import Plan
 from llmlab.template import Template, did_you_mean
 from llmlab.types import Item, Message, Outcome, Prompt, Reply, Usage, is_missing
 
@@ -21,10 +22,14 @@ __all__ = [
     "Frame",
     "Record",
     "Rows",
+    "cells",
+    "check_row",
     "columns_table",
     "frame_of",
+    "parameter",
     "read_rows",
     "record",
+    "refuse_unknown",
     "show_as_text",
     "to_frame",
     "values",
@@ -32,6 +37,8 @@ __all__ = [
 
 Frame: TypeAlias = pd.DataFrame
 """What a job's result is, for modules that leave pandas alone."""
+
+T = TypeVar("T")
 
 OVERRIDES = ("model", "temperature", "max_tokens", "system")
 
@@ -162,8 +169,8 @@ def _writable(text: str | None) -> str | None:
 class Rows:
     """An input, ready to be taken row by row."""
 
-    items: Iterable[Item] | AsyncIterable[Item]
-    """The rows, lazily."""
+    items: Iterable[Item] | AsyncIterable[Item] | Plan
+    """The rows, lazily; or a plan of rows that follow from one another."""
     index: pd.Index | None
     """The input's index; None: count from 0."""
     total: int | None
@@ -201,7 +208,7 @@ def read_rows(
     """
     if isinstance(source, str | bytes | bytearray | Mapping | Message | Prompt):
         raise TypeError(f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)")
-    _refuse_unknown(overrides)
+    refuse_unknown(overrides)
     if isinstance(source, pd.DataFrame):
         return _read_table(source, template, overrides, defaults)
     make = partial(Prompt.of, **defaults) if template is None else _filler(template, defaults)
@@ -225,7 +232,7 @@ def _read_sized(values: list[Any], index: pd.Index | None, make: Make, *, plain:
     labels = range(len(values)) if index is None else index
     for label, value in zip(labels, values, strict=True):
         if not plain or type(value) is not str:  # a str is a prompt as it is
-            _check(make, value, label)
+            check_row(make, value, label)
     return Rows((make(value) for value in values), index, len(values))
 
 
@@ -240,9 +247,10 @@ def _refuse_conversation(values: list[Any]) -> None:
     raise TypeError("rows that are mappings of columns need template='…{column}…'")
 
 
-def _check(make: Make, value: object, label: object) -> None:
+def check_row(make: Callable[[Any], T], value: object, label: object) -> T:
+    """Make a row; what is wrong with it is an error that names it."""
     try:
-        make(value)
+        return make(value)
     except (TypeError, ValueError) as error:
         # Not type(error): a subclass, as UnicodeError, may take other arguments.
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -288,19 +296,19 @@ def _read_table(
     parsed.check(known)
     own = [name for name in OVERRIDES if name in overrides and name in known and name not in parsed.columns]
     names = [*parsed.columns, *own]
-    columns = [_cells(table, known, name) for name in names]
+    columns = [cells(table, known, name) for name in names]
 
     def make(values: tuple[Any, ...]) -> Prompt:
         row = dict(zip(names, values, strict=True))
         parameters = {
             **defaults,
-            **{name: _parameter(row[name]) for name in own if not is_missing(row[name])},
+            **{name: parameter(row[name]) for name in own if not is_missing(row[name])},
         }
         return Prompt.of(_text(parsed, row, template), **parameters)
 
     rows = zip(*columns, strict=True)
     for label, values in zip(table.index, zip(*columns, strict=True), strict=True):
-        _check(make, values, label)
+        check_row(make, values, label)
     return Rows(map(make, rows), table.index, len(table))
 
 
@@ -318,7 +326,8 @@ def _template_of(known: list[str], template: str | None) -> Template:
     raise ValueError(f"a DataFrame needs template='…{{column}}…' or a column 'prompt'; it has: {there}")
 
 
-def _cells(table: pd.DataFrame, known: list[str], name: str) -> list[Any]:
+def cells(table: pd.DataFrame, known: list[str], name: str) -> list[Any]:
+    """The values of the one column of this name, of the names `known`."""
     # By position: a column's label may be a number or a tuple, its name in a template is text.
     if (count := known.count(name)) > 1:
         raise ValueError(f"the DataFrame has {count} columns named {name!r}: rename all but one")
@@ -326,7 +335,8 @@ def _cells(table: pd.DataFrame, known: list[str], name: str) -> list[Any]:
     return cells
 
 
-def _refuse_unknown(overrides: Collection[str]) -> None:
+def refuse_unknown(overrides: Collection[str]) -> None:
+    """Complain about columns that no row can set a parameter with."""
     if isinstance(overrides, str) or not isinstance(overrides, Collection):
         raise TypeError(f"overrides must be a collection of names, as ('model',) or (), not {overrides!r}")
     for name in overrides:
@@ -334,7 +344,7 @@ def _refuse_unknown(overrides: Collection[str]) -> None:
             raise ValueError(f"overrides: a row cannot set {name!r}; {did_you_mean(name, OVERRIDES)}")
 
 
-def _parameter(value: Any) -> Any:
+def parameter(value: Any) -> Any:
     """A cell as a parameter: numpy and pandas numbers as Python's, 50.0 as 50 (a gap makes a column float)."""
     value = value.item() if isinstance(value, np.generic) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -120,7 +120,7 @@ class Job(Handle[T]):
             state = "done" if self._stopped is None else "stopped"
         elif self.paused:
             state = "paused"
-        look = Look(name=self.name, state=state, total=self._order.rows.total)
+        look = Look(name=self.name, state=state, total=self.progress.now.total)
         if self._gauges is not None:
             look.bound_by = self._gauges.binds_now
             self._showing.live.look(self._gauges.now, self._gauges.own(), look)

@@ -7,10 +7,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from llmlab.call import NORMAL
+from llmlab.chains import Chain, Steps, read_chain
+from llmlab.combining import Combining
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
-from llmlab.progress import TextBar
+from llmlab.progress import line_of
 from llmlab.settings import budget_of, check_priority
 from llmlab.streaming import Many, Streaming, frame_of, one
 from llmlab.submitting import Submitting, only_reply
@@ -18,7 +20,7 @@ from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
 
-class Lab(Submitting, Streaming):
+class Lab(Combining, Submitting, Streaming):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.
@@ -106,6 +108,7 @@ class Lab(Submitting, Streaming):
         prompts: Many,
         *,
         template: str | None = None,
+        chain: Chain | None = None,
         overrides: Collection[str] = OVERRIDES,
         model: str | None = None,
         system: str | None = None,
@@ -127,6 +130,9 @@ class Lab(Submitting, Streaming):
                 asynchronous iterable, which is taken only as fast as rows are answered.
             template: For a DataFrame (or an iterable of mappings): the prompt's text with column names in
                 braces, `"Classify: {review}"`. None: the DataFrame's column `prompt`.
+            chain: Steps that each row goes through, in place of a template: `["Translate: {context}", "Rate {product}:
+                {context}"]`. `{context}` is the answer to the step before, at first the row (of a DataFrame its column
+                `prompt`); other names are columns. A step may be a function that makes a prompt of the context.
             overrides: Columns of a DataFrame that set a row's own `model`, `temperature`, `max_tokens` or `system`,
                 unless the template uses them; a missing value means the default. `()`: none.
             model: Model for rows that set none, likewise the other parameters.
@@ -152,19 +158,23 @@ class Lab(Submitting, Streaming):
             A Job: `await` it, or call its `result()`, for a DataFrame with the input's index (0, 1, 2, … if it
             has none) and the columns of `llmlab.frame.COLUMNS`. A row's failure is data in its row. An error that
             no row can escape (bad key, no credit) stops the job early: rows already answered are kept, the rest
-            have status `cancelled`.
+            have status `cancelled`. With `chain` a row for each step, those of one input row together, with its
+            label: columns `chain` (the row's position), `step` (from 0) and the same. A step that fails ends its own
+            chain only: the steps after it have status `cancelled` and error NotAsked.
 
         Raises:
             TypeError, ValueError: the input, a row or a parameter is not usable; nothing was sent.
         """
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
-        view = maker(_bar, wanted=self._progress if progress is None else progress)
         settings = {"template": template, "overrides": sorted(overrides), **defaults}
+        if chain is None:
+            rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
+        elif template is not None:
+            raise ValueError("template and chain exclude each other: put the template first into the chain")
+        else:
+            rows = read_chain(prompts, chain, overrides=overrides, defaults=defaults)
+            settings["chain"] = Steps(chain).known_as
+        view = maker(line_of, wanted=self._progress if progress is None else progress)
         keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings)
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
         return self._job("run_many", rows, stream=stream, view=view, finish=frame_of, journal=keeper, lane=lane)
-
-
-def _bar(job: Job[Any]) -> TextBar:
-    return TextBar(job.progress)

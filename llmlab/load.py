@@ -6,6 +6,7 @@ from typing import Protocol
 
 from llmlab.call import COMMON, Handler, Lane
 from llmlab.flow import Flow
+from llmlab.plan import Plan
 from llmlab.policies.admit import Admit
 from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.slots import Slots
@@ -28,7 +29,7 @@ class Ground:
 class Load:
     """The rows of one job."""
 
-    items: Iterable[Item] | AsyncIterable[Item]
+    items: Iterable[Item] | AsyncIterable[Item] | Plan
     """The rows, lazily."""
     total: int | None
     """How many; None if unknown. If known, rows that a stop keeps from being taken are marked, too."""

@@ -102,6 +102,7 @@ class TextBar:
     def draw(self) -> None:
         """Redraw from the current snapshot."""
         now = self._progress.now
+        self._bar.total = now.total  # of a tree it may turn out to be another one
         self._bar.set_postfix_str(describe(now), refresh=False)
         if now.done == self._bar.n or not self._bar.update(now.done - self._bar.n):
             self._bar.refresh()
@@ -110,6 +111,11 @@ class TextBar:
         """Draw the last state and leave it standing."""
         self.draw()
         self._bar.close()
+
+
+def line_of(job: Any) -> TextBar:
+    """The line of text that shows a job."""
+    return TextBar(job.progress)
 
 
 def describe(now: Snapshot) -> str:

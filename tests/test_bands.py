@@ -31,6 +31,7 @@ BANDS = {
     "identity": 1,
     "offstage": 1,
     "places": 1,
+    "plan": 1,
     "prices": 1,
     "providers.fault": 1,
     "providers.limits": 1,
@@ -43,6 +44,7 @@ BANDS = {
     "sim.batches": 1,
     "sim.kinds": 1,
     "sim.wire": 1,
+    "source": 1,
     "template": 1,
     "views": 1,
     "frame": 2,
@@ -79,10 +81,12 @@ BANDS = {
     "sim.replies": 2,
     "sim.script": 2,
     "sim.tally": 2,
+    "step": 2,
     "stored": 2,
     "answers": 3,
     "handle": 3,
     "history": 3,
+    "inputs": 3,
     "live": 3,
     "logbook": 3,
     "policies.admit": 3,
@@ -92,6 +96,7 @@ BANDS = {
     "sim.openai_batch": 3,
     "sim.place": 3,
     "board": 4,
+    "chains": 4,
     "cli.files": 4,
     "gauges": 4,
     "journal": 4,
@@ -120,6 +125,7 @@ BANDS = {
     "show": 8,
     "gridhtml": 9,
     "streaming": 9,
+    "combining": 10,
     "gridview": 10,
     "submitting": 10,
     "lab": 11,
@@ -213,6 +219,6 @@ def test_only_one_module_sends() -> None:
 
 
 def test_only_the_pandas_boundary_imports_pandas() -> None:
-    tables = {"frame", "stats", "journal", "history", "gauges", "accessor"}
+    tables = {"frame", "stats", "journal", "history", "gauges", "accessor", "inputs", "chains"}
     allowed = tables | {"compare", "twin", "lab", "streaming", "cli.demo", "cli.files"}
     assert {name_of(p) for p in MODULES if "pandas" in outside_imports(p)} <= allowed

@@ -63,6 +63,8 @@ TABLE_G = {
     "ProviderDown":     (False, None,   False, False, True,  True),   # the breaker gave up
     "QueueFull":        (False, None,   False, False, True,  False),  # our own line is full: another's may not be
     "BudgetSpent":      (False, None,   False, False, False, True),   # the user's own cap
+    "NotAsked":         (False, None,   False, False, False, False),  # a chain that has ended before
+    "TooLong":          (False, None,   False, False, False, False),  # the user's own cap
     "Unreachable":      (True,  None,   False, True,  True,  False),  # as its children
     "ConnectFailed":    (True,  None,   False, True,  True,  False),  # ConnectFailure
     "Dropped":          (True,  None,   False, True,  True,  False),  # TransportDropped
