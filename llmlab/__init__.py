@@ -7,6 +7,7 @@ Example:
 """
 
 import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from llmlab import accessor as _accessor  # noqa: F401  registers df.llm with pandas
@@ -36,6 +37,9 @@ from llmlab.version import __version__
 from llmlab.views import MAKERS as _MAKERS
 from llmlab.views import Maker as _Maker
 from llmlab.views import View as _View
+
+if _TYPE_CHECKING:
+    from llmlab import plots as plots
 
 __all__ = [
     "AIMD",
@@ -67,6 +71,20 @@ __all__ = [
     "enable_nested",
     "summary",
 ]
+
+_LAZY = ("plots",)
+
+
+if not _TYPE_CHECKING:  # for a checker, a name that is not there must not be Any
+
+    def __getattr__(name: str) -> _Any:
+        """Import `llmlab.plots` when it is first asked for: matplotlib is heavy, and an extra."""
+        if name in _LAZY:
+            return _importlib.import_module(f"llmlab.{name}")
+        raise AttributeError(f"module 'llmlab' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LAZY})
 
 
 def _opener(board: tuple[str, str], grid: tuple[str, str]) -> _Maker:

@@ -1,8 +1,10 @@
-"""Numbers from a result: frame in, numbers out. Nothing here draws."""
+"""A result summed up in one column of numbers."""
 
 from typing import Any
 
 import pandas as pd
+
+from llmlab.stats.checks import RESULT, hits, needs, stamps, total
 
 
 def summary(out: pd.DataFrame) -> "pd.Series[Any]":
@@ -24,15 +26,12 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
         TypeError: `out` is no DataFrame: perhaps a job that was not awaited.
         ValueError: `out` lacks a column; names it.
     """
-    if not isinstance(out, pd.DataFrame):
-        raise TypeError(f"summary takes the DataFrame that a job of run_many gives, not {type(out).__name__}")
     needed = ("status", "latency_ms", "attempts", "input_tokens", "output_tokens", "cost_usd", "cache_hit",
               "started_at", "finished_at")  # fmt: skip
-    if missing := [name for name in needed if name not in out]:
-        raise ValueError(f"summary takes a result of run_many; this frame has no column {missing[0]!r}")
+    needs(out, "summary", RESULT, needed)
     ok = out[out["status"] == "ok"]
-    asked = ok[~_hits(ok)]
-    paid = out[((out["status"] == "ok") | out["input_tokens"].notna()) & ~_hits(out)]
+    asked = ok[~hits(ok)]
+    paid = out[((out["status"] == "ok") | out["input_tokens"].notna()) & ~hits(out)]
     seconds = _span_s(out)
     latency = asked["latency_ms"]
     p50, p95, p99 = (latency.quantile(q) for q in (0.5, 0.95, 0.99))
@@ -48,28 +47,16 @@ def summary(out: pd.DataFrame) -> "pd.Series[Any]":
         "p95_latency_ms": p95,
         "p99_latency_ms": p99,
         "rows_per_s": _rate(len(ok), seconds),
-        "tokens_per_s": _rate(_total(ok["output_tokens"]), seconds),
-        "input_tokens": _total(paid["input_tokens"]),
-        "output_tokens": _total(paid["output_tokens"]),
+        "tokens_per_s": _rate(total(ok["output_tokens"]), seconds),
+        "input_tokens": total(paid["input_tokens"]),
+        "output_tokens": total(paid["output_tokens"]),
         "cost_usd": out["cost_usd"].sum(min_count=1),
     }
     return pd.Series(numbers, name="summary", dtype=object)
 
 
-def _hits(rows: pd.DataFrame) -> "pd.Series[bool]":
-    return rows["cache_hit"].astype("boolean").fillna(value=False).astype(bool)
-
-
-def _total(tokens: "pd.Series[Any]") -> int | float:
-    """Their sum; unknown is not 0."""
-    known = tokens.dropna()
-    return float("nan") if len(tokens) and known.empty else int(known.sum())
-
-
 def _span_s(out: pd.DataFrame) -> float:
-    # Read again from a CSV, times are texts.
-    first = pd.to_datetime(out["started_at"], utc=True).min()
-    span = pd.to_datetime(out["finished_at"], utc=True).max() - first
+    span = stamps(out["finished_at"]).max() - stamps(out["started_at"]).min()
     return 0.0 if pd.isna(span) else span.total_seconds()
 
 

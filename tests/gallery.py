@@ -1,0 +1,101 @@
+"""Every plot as a picture, from simulated runs in virtual time: `python -m tests.gallery FOLDER`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import llmlab
+from llmlab import core, plots
+from llmlab.clock import run_virtual
+from llmlab.job import Job
+from llmlab.sim.faults import Faults, Outage
+from llmlab.sim.physics import Physics
+from llmlab.sim.transport import Simulator
+
+PRICES = {"large": (2.5, 10.0), "small": (0.15, 0.6)}
+
+
+@cache
+def job(rows: int) -> Job[Any]:
+    """A job on a provider that is flaky, limits the rate and is down for 15 s; a small model helps out."""
+    faults = Faults.mixed(0.06) | Faults({"bad_request": 0.01, "context_too_long": 0.005})
+    large = Simulator(
+        seed=1,
+        physics=Physics(slots=64, rpm=1800, burst=30, ttft=0.4, tail=0.02),
+        faults=faults | Faults(windows=(Outage(25, 15),)),
+    )
+    small = Simulator(seed=2, physics=Physics(slots=8, ttft=0.2))
+
+    async def main() -> Job[Any]:
+        spare = llmlab.Lab("openai:small", transport=small, concurrency=4, prices=PRICES)
+        lab = llmlab.Lab("openai:large", transport=large, concurrency=48, prices=PRICES, fallback=[spare], seed=1)
+        started = lab.run_many([f"Question {n}: what is {n} squared?" for n in range(rows)], stream=True)
+        await started
+        return started
+
+    return run_virtual(main)
+
+
+COMPARED = pd.DataFrame(
+    [
+        (s, seed, 3000 - f, f, m * (1 + 0.03 * (seed - 2)), a * (1 + 0.02 * (seed - 2)))
+        for s, m, a, ok in [
+            ("constant 1 s", 75.6, 8.42, 1813),
+            ("exponential", 126.0, 1.75, 2925),
+            ("full jitter", 124.9, 2.26, 2855),
+            ("SDK: 2 retries", 14.7, 13.81, 582),
+            ("jitter + limiter", 107.0, 1.40, 3000),
+            ("default", 109.1, 1.09, 3000),
+        ]
+        for seed in (1, 2, 3)
+        for f in [3000 - ok]
+    ],
+    columns=["strategy", "seed", "ok", "failed", "makespan_s", "attempts_per_ok"],
+)
+
+
+def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure]]]:
+    """Name and maker of each, of a job of so many rows."""
+    done = job(rows)
+    out, attempts, limits = done.frame, done.attempts, done.limits
+    yield "latency", lambda: plots.latency(out)
+    yield "latency_by", lambda: plots.latency(out, by="model")
+    yield "latency_ecdf", lambda: plots.latency(out, by="model", kind="ecdf")
+    yield "streams", lambda: plots.streams(attempts)
+    yield "timeline", lambda: plots.timeline(attempts)
+    yield "timeline_of_result", lambda: plots.timeline(out)
+    yield "throughput", lambda: plots.throughput(out)
+    yield "throughput_tokens", lambda: plots.throughput(out, unit="tokens")
+    yield "requests", lambda: plots.requests(attempts)
+    yield "in_flight", lambda: plots.in_flight(attempts, limits=limits)
+    yield "in_flight_sampled", lambda: plots.in_flight(limits)
+    yield "cost", lambda: plots.cost(attempts)
+    yield "cost_by", lambda: plots.cost(attempts, by="target")
+    yield "retries", lambda: plots.retries(out)
+    yield "errors", lambda: plots.errors(attempts)
+    yield "errors_of_result", lambda: plots.errors(out)
+    yield "bound_by", lambda: plots.bound_by(limits)
+    yield "breaker", lambda: plots.breaker(limits)
+    yield "limiter", lambda: plots.limiter(limits)
+    yield "compare", lambda: plots.compare(COMPARED)
+    yield "report", lambda: plots.report(done)
+
+
+def main(folder: Path, rows: int = 1200) -> None:
+    """Draw them all into a folder."""
+    core._told = True
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in pictures(rows):
+        picture: Any = draw()
+        png, _ = picture._repr_png_()
+        (folder / f"{name}.png").write_bytes(png)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
