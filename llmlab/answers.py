@@ -62,7 +62,7 @@ _CLEAR = "DELETE FROM answer"
 _NOTHING = "DELETE FROM answer WHERE seq < 0"  # changes nothing, and fails if nothing may be changed
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _PAUSE = 0.01
-_FIELDS = tuple(each.name for each in fields(Reply))
+_FIELDS = tuple(each.name for each in fields(Reply) if each.name != "parsed")
 
 _log = logging.getLogger("llmlab")
 

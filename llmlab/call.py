@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+from llmlab.columns import Column
 from llmlab.flow import Hold
-from llmlab.types import Kind, Prompt, Reply, Usage
+from llmlab.types import Kind, Prompt, Reply, Schema, Usage
 
 PRIORITIES = range(4)
 """0 critical, 1 high, 2 normal, 3 low."""
@@ -48,6 +49,33 @@ class Tariff(Protocol):
 
     def most(self, input_tokens: float, output_tokens: float) -> float:
         """US dollars that so many tokens cost at most."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads answers into what was asked for; see `llmlab.typed.Typed`."""
+
+    @property
+    def schema(self) -> Schema:
+        """The form to ask for."""
+        ...
+
+    @property
+    def reask(self) -> int:
+        """How often an answer that does not fit is asked for again."""
+        ...
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What `cells` gives."""
+        ...
+
+    def read(self, reply: Reply) -> Reply:
+        """The reply with its `parsed`. Raises SchemaMismatch."""
+        ...
+
+    def cells(self, reply: Reply | None) -> tuple[Any, ...]:
+        """The columns' values, plain; all None for a row without an answer that fits."""
         ...
 
 
@@ -109,6 +137,8 @@ class Call:
     """Holds back the reading of a streamed answer while its consumer is behind. None: nobody can be behind."""
     committed: bool = False
     """Text of this answer was handed to the user: a retry would repeat it."""
+    reader: Reader | None = None
+    """Reads the answer into what was asked for. None: it is text."""
 
     def waste(self, usage: Usage, cost: float | None) -> None:
         """Account for an attempt that used tokens and gave no answer."""

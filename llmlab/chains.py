@@ -9,19 +9,20 @@ rows with status `cancelled` and error NotAsked, so that every chain has a row f
 
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, TypeAlias
 
 import pandas as pd
 
+from llmlab import call as calls
 from llmlab.columns import COLUMNS, Column
 from llmlab.errors import NotAsked
 from llmlab.frame import Frame, Record, Rows, frame_of
 from llmlab.inputs import Entry, Reader
 from llmlab.plan import Plan, Script
 from llmlab.step import Given, Step
-from llmlab.types import Item, Prompt, is_missing
+from llmlab.types import Item, Prompt, Schema, is_missing
 
 CONTEXT = "context"
 """The placeholder of what goes from step to step."""
@@ -69,7 +70,8 @@ class ChainRows(Rows):
             for chain, (_, step), position in zip(chains, places, positions, strict=True)
         ]
         columns = (_NUMBER if self.names is None else _NAME, _STEP, *COLUMNS)
-        return frame_of(columns, records, self._labels(positions, numbers))
+        out = frame_of(columns, records, self._labels(positions, numbers))
+        return self.with_fields(out, [settled[position] for position in positions])
 
     def _labels(self, positions: list[int], numbers: list[int]) -> pd.Index:
         if not self.per_row:
@@ -142,7 +144,9 @@ class Steps:
             )
         return self._steps[0].make(values.get(CONTEXT), values, defaults)
 
-    def script(self, start: int, values: Values, defaults: Values, first: Item) -> Script:
+    def script(
+        self, start: int, values: Values, defaults: Values, first: Item, *, schema: Schema | None = None
+    ) -> Script:
         """Ask step by step.
 
         Args:
@@ -150,9 +154,12 @@ class Steps:
             values: What templates are filled with.
             defaults: Parameters of the prompts, as in `Prompt.of`.
             first: What is asked first.
+            schema: The form that the answer to the last step is to have.
         """
         last, item = len(self._steps) - 1, first
         for number in range(last + 1):
+            if number == last and schema is not None and isinstance(item, Prompt):
+                item = replace(item, schema=schema)
             outcome = yield start + number, item
             if outcome.reply is None:
                 lost = NotAsked(f"not asked: step {number} of its chain has no answer")
@@ -173,7 +180,14 @@ def _attempt(step: Step, values: Values, defaults: Values) -> Item:
 # -- many inputs, one chain -----------------------------------------------------------------------------------
 
 
-def read_chain(source: object, chain: object, *, overrides: Collection[str], defaults: Values) -> ChainRows:
+def read_chain(
+    source: object,
+    chain: object,
+    *,
+    overrides: Collection[str],
+    defaults: Values,
+    reader: calls.Reader | None = None,
+) -> ChainRows:
     """Read an input of `run_many` of which each row begins a chain.
 
     Inputs whose length is known are checked whole, before anything is sent; a generator's rows when they come.
@@ -183,6 +197,7 @@ def read_chain(source: object, chain: object, *, overrides: Collection[str], def
         chain: The steps.
         overrides: Columns that set a row's own parameters.
         defaults: Parameters of rows that do not set their own, as in `Prompt.of`.
+        reader: Reads the answers to last steps into what was asked for. None: they are text.
 
     Raises:
         TypeError, ValueError: the input, a row or a step is not usable; names it.
@@ -195,6 +210,8 @@ def read_chain(source: object, chain: object, *, overrides: Collection[str], def
         steps.check(_names(inputs.known))
     first = inputs.check(lambda entry: steps.begin(_values(entry), {**defaults, **entry.own}), keep=steps.calls)
 
+    schema = None if reader is None else reader.schema
+
     def script(row: int, entry: Entry) -> Script:
         own, start = {**defaults, **entry.own}, row * len(steps)
         try:
@@ -202,10 +219,10 @@ def read_chain(source: object, chain: object, *, overrides: Collection[str], def
             begin = steps.begin(values, own) if first is None else first[row]
         except Exception as error:  # noqa: BLE001  rows of a generator are seen when their turn comes
             return steps.script(start, entry.named, own, error)
-        return steps.script(start, values, own, begin)
+        return steps.script(start, values, own, begin, schema=schema)
 
     total = None if inputs.total is None else inputs.total * len(steps)
-    return ChainRows(Plan([inputs.map(script)]), inputs.index, total, starts=len(steps))
+    return ChainRows(Plan([inputs.map(script)]), inputs.index, total, reader, starts=len(steps))
 
 
 def _names(known: list[str]) -> list[str]:

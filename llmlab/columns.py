@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +17,13 @@ class Column:
     """Its unit; "" where there is none."""
     meaning: str
     """What a value says, and when it is missing."""
+    choices: tuple[Any, ...] = ()
+    """All values that a category has, in their order."""
 
 
 COLUMNS: tuple[Column, ...] = (
     Column("prompt", "string", "", "the prompt's text as sent; of a conversation, its last user message"),
-    Column("content", "string", "", "the answer's text; missing unless status is ok"),
+    Column("content", "string", "", "the answer's text, also if it does not fit its schema; else missing unless ok"),
     Column("status", "string", "", "ok, error or cancelled"),
     Column("error", "string", "", "why there is no answer, in words; missing when ok"),
     Column("error_type", "string", "", "the error's class, as in llmlab.errors; missing when ok"),

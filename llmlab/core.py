@@ -31,6 +31,7 @@ from llmlab.rules.spend import Spend
 from llmlab.settings import HasTarget, budget_of, check_priority, limit_of, live_strategy, open_route
 from llmlab.strategy import Strategy
 from llmlab.target import Target
+from llmlab.typed import Typed
 from llmlab.types import Prompt
 from llmlab.views import Maker
 
@@ -230,11 +231,21 @@ class Core:
         Prompt.of("", model=model, **merged)  # type: ignore[arg-type]  # complains before any row is read
         return {"model": model, **merged}
 
-    def _keeper(self, journal: Journal, settings: dict[str, Any]) -> Callable[[Bus], Keeper]:
+    def _keeper(
+        self, journal: Journal, settings: dict[str, Any], reader: Typed | None = None
+    ) -> Callable[[Bus], Keeper]:
         provider = self.target.provider
+        if reader is not None:
+            settings["schema"] = reader.settings
         named = {"provider": provider.name, **settings, "model": settings["model"] or provider.model}
         return lambda bus: Keeper(
-            journal, provider=provider.name, model=provider.model, settings=named, on_trouble=_tell_trouble, bus=bus
+            journal,
+            provider=provider.name,
+            model=provider.model,
+            settings=named,
+            on_trouble=_tell_trouble,
+            bus=bus,
+            reader=reader,
         )
 
     def _job(

@@ -20,6 +20,7 @@
         Conflict
         BadRequest
           UnsupportedParam
+            NoStructuredOutput
           ContentBlocked
           ContextTooLong
           RequestTooLarge
@@ -29,6 +30,7 @@
       Garbled                 an answer came and is no answer
         BadPayload
         StreamTruncated
+        SchemaMismatch
       LabClosed               the lab was closed first
 
 Codecs and the sender choose the class; its `Verdict` says what the policies make of it. Policies and
@@ -209,6 +211,10 @@ class UnsupportedParam(BadRequest):
     """The model refuses a parameter."""
 
 
+class NoStructuredOutput(UnsupportedParam):
+    """The model, or its server, cannot be held to a JSON schema in the way that was tried; asked in another, it is."""
+
+
 class ContentBlocked(BadRequest):
     """The provider's moderation refused the prompt."""
 
@@ -263,6 +269,22 @@ class StreamTruncated(Garbled):
     def __init__(self, message: str, *, partial: str = "") -> None:
         super().__init__(message)
         self.partial = partial
+
+
+class SchemaMismatch(Garbled):
+    """The answer does not fit the schema, however often it was asked for; says where and why.
+
+    Args:
+        message: Where and why.
+        reply: The answer, a Reply; its tokens and price stand in the row's account.
+    """
+
+    # Not the provider's health, and asked again it was already: another model may do better.
+    verdict = Verdict(fallback=True)
+
+    def __init__(self, message: str, *, reply: Any = None) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 class LabClosed(LLMError):

@@ -49,7 +49,7 @@ class Attempted:
     cost_usd: float | None = None
     """Dollars for them; None when the tokens or the price are not known."""
     kind: Kind = "first"
-    """Why it was sent: first, retry, hedge or fallback."""
+    """Why it was sent: first, retry, hedge, fallback or reask."""
     target: str = ""
     """Where to: "provider:model"."""
     ttft_s: float | None = None

@@ -168,7 +168,9 @@ class Feeder:
 
     async def _row(self, index: int, prompt: Prompt) -> None:
         stream = self.load.stream or (prompt.max_tokens or 0) > LONG_ANSWER
-        call = Call(index, prompt, self.bus.emit, self._rng, stream, next(self.load.places), lane=self.load.lane)
+        place, lane = next(self.load.places), self.load.lane
+        reader = None if prompt.schema is None else self.load.reader
+        call = Call(index, prompt, self.bus.emit, self._rng, stream, place, lane=lane, reader=reader)
         if self.load.flow is not None:
             call.hold = Hold(self.load.flow)
             self.load.flow.calls[index] = call

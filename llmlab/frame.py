@@ -9,11 +9,13 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import pandas as pd
 
+from llmlab.call import Reader
 from llmlab.columns import COLUMNS, Column, columns_table
 from llmlab.frontend import in_kernel
 from llmlab.plan import Plan
+from llmlab.fields import series, with_fields
 from llmlab.template import Template, did_you_mean
-from llmlab.types import Item, Message, Outcome, Prompt, Reply, Usage, is_missing
+from llmlab.types import Item, Message, Outcome, Prompt, Reply, Usage, asking, is_missing
 
 __all__ = [
     "COLUMNS",
@@ -54,7 +56,7 @@ def record(outcome: Outcome) -> Record:
     return values(
         prompt=None if outcome.prompt is None else outcome.prompt.text,
         status=outcome.status,
-        reply=outcome.reply,
+        reply=outcome.said,
         error=None if error is None else str(error) or type(error).__name__,
         error_type=None if error is None else type(error).__name__,
         queue_s=outcome.queue_s,
@@ -93,7 +95,7 @@ def values(
         status,
         error,
         error_type,
-        None if reply is None else reply.latency_s * 1000.0,
+        None if reply is None or status != "ok" else reply.latency_s * 1000.0,
         None if reply is None or reply.ttft_s is None else reply.ttft_s * 1000.0,
         queue_s * 1000.0,
         wait_s * 1000.0,
@@ -129,7 +131,7 @@ def frame_of(columns: Sequence[Column], records: Sequence[Record], index: pd.Ind
     """Make a frame with these columns and dtypes of records in their order."""
     show_as_text()
     values = zip(*records, strict=True) if records else itertools.repeat(())
-    data = {column.name: _series(column, each, index) for column, each in zip(columns, values, strict=False)}
+    data = {column.name: series(column, each, index) for column, each in zip(columns, values, strict=False)}
     return pd.DataFrame(data, index=index)
 
 
@@ -149,22 +151,6 @@ def show_as_text() -> None:
             pd.set_option(name, value)
 
 
-def _series(column: Column, values: Sequence[Any], index: pd.Index) -> "pd.Series[Any]":
-    if column.dtype.startswith("datetime64"):
-        micros = np.array([value * 1e6 if value else np.nan for value in values], dtype="float64")
-        micros = np.where(np.isnan(micros), np.iinfo("int64").min, micros.round())  # the minimum is NaT
-        stamps = micros.astype("int64")
-        return pd.Series(stamps.view("M8[us]"), index=index).dt.tz_localize("UTC")
-    try:
-        return pd.Series(list(values), index=index, dtype=column.dtype)
-    except UnicodeEncodeError:  # Arrow holds no half of a surrogate pair; one bad text must not cost the frame
-        return pd.Series(list(map(_writable, values)), index=index, dtype=column.dtype)
-
-
-def _writable(text: str | None) -> str | None:
-    return None if text is None else text.encode(errors="backslashreplace").decode()
-
-
 @dataclass
 class Rows:
     """An input, ready to be taken row by row."""
@@ -175,6 +161,21 @@ class Rows:
     """The input's index; None: count from 0."""
     total: int | None
     """How many rows; None for a generator."""
+    reader: Reader | None = None
+    """Reads the answers into what was asked for. None: they are text."""
+
+    def asking(self, reader: Reader | None) -> "Rows":
+        """The same rows, whose answers are to be what `reader` reads; as they are, if it is None."""
+        if reader is None or isinstance(self.items, Plan):
+            return self
+        return Rows(asking(self.items, reader.schema), self.index, self.total, reader)
+
+    def record(self, outcome: Outcome) -> Record:
+        """An outcome's values in the order of COLUMNS, and behind them those of the answer's fields."""
+        if self.reader is None:
+            return record(outcome)
+        asked = outcome.prompt is not None and outcome.prompt.schema is not None
+        return (*record(outcome), *self.reader.cells(outcome.reply if asked else None))
 
     def frame(self, settled: Mapping[int, Record]) -> Frame:
         """The result of the settled rows, given by position, in input order."""
@@ -183,7 +184,14 @@ class Rows:
         index = self.index
         if not whole:
             index = pd.Index(positions, dtype="int64") if index is None else index.take(positions)
-        return to_frame([settled[position] for position in positions], index)
+        records = [settled[position] for position in positions]
+        return self.with_fields(to_frame(records, index), records)
+
+    def with_fields(self, out: Frame, records: Sequence[Record]) -> Frame:
+        """A frame with what `record` has put behind the values of COLUMNS."""
+        if self.reader is None:
+            return out
+        return with_fields(out, self.reader.columns, [row[len(COLUMNS) :] for row in records])
 
 
 def read_rows(

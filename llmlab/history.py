@@ -20,7 +20,7 @@ from llmlab.rules.rate import Learned, Pause
 ATTEMPTS: tuple[Column, ...] = (
     Column("position", "int64", "", "the row's position in the input, from 0"),
     Column("attempt", "int64", "", "1 for the row's first request"),
-    Column("kind", "string", "", "first, retry, hedge or fallback"),
+    Column("kind", "string", "", "first, retry, hedge, fallback or reask (the answer before did not fit its schema)"),
     Column("why", "string", "", "first, the error class of the attempt before, or slow (a hedge)"),
     Column("target", "string", "", "where it was sent: provider:model"),
     Column("status", "string", "", "ok or error"),

@@ -10,6 +10,7 @@ A row's identity is its request's key and its occurrence: the first, second, thi
         temperature  a float, or null
         max_tokens   a whole number, or null
         extra        the further request fields, as they are sent
+    schema       [name, JSON schema], only if the answer is to fit one
 
 So all that may change the answer is in it, and nothing else: API keys, URLs, concurrency, retries, timeouts and
 whether the answer is streamed are not.
@@ -44,7 +45,7 @@ def key_of(prompt: Prompt, *, provider: str, model: str) -> bytes:
     Raises:
         TypeError: `extra` or a content part holds what cannot be sent as JSON.
     """
-    request = {
+    request: dict[str, Any] = {
         "v": KEY_VERSION,
         "provider": provider,
         "model": prompt.model or model,
@@ -53,6 +54,8 @@ def key_of(prompt: Prompt, *, provider: str, model: str) -> bytes:
         "max_tokens": prompt.max_tokens,
         "extra": dict(prompt.extra),
     }
+    if prompt.schema is not None:
+        request["schema"] = [prompt.schema.name, prompt.schema.text]
     return blake2b(canonical(request).encode("ascii"), digest_size=KEY_BYTES).digest()
 
 

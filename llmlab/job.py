@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from llmlab.events import Bus, Finished
 from llmlab.feeder import Feeder
-from llmlab.frame import Frame, Record, record
+from llmlab.frame import Frame, Record
 from llmlab.gauges import Gauges, forward, limits_frame
 from llmlab.handle import Handle
 from llmlab.heap import set_aside
@@ -82,7 +82,7 @@ class Job(Handle[T]):
         self._showing.settle()
 
     def _keep(self, outcome: Outcome) -> None:
-        self._records[outcome.index] = record(outcome)
+        self._records[outcome.index] = self._order.rows.record(outcome)
         self.last = outcome
 
     async def _main(self, feeder: Feeder, keeper: Keeper | None, ground: Ground) -> T:

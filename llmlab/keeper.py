@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from llmlab.call import Reader
 from llmlab.clock import wall_offset
+from llmlab.errors import SchemaMismatch
 from llmlab.events import Attempted, Bus
 from llmlab.logbook import UNREADABLE, Attempt, Journal, Occurrences, Stored, key_of
-from llmlab.types import Outcome, Prompt
+from llmlab.types import Outcome, Prompt, Reply
 
 CHUNK = 500
 """Rows read back from the journal at a time."""
@@ -30,6 +32,7 @@ class Keeper:
         settings: What must be the same when the run is taken up again.
         on_trouble: Told in words when the file cannot be written for now, None when it can again.
         bus: The job's events, for the attempts.
+        reader: Reads answers into what was asked for. None: they are text.
     """
 
     def __init__(
@@ -41,9 +44,10 @@ class Keeper:
         settings: Mapping[str, Any],
         on_trouble: Callable[[str | None], object],
         bus: Bus,
+        reader: Reader | None = None,
     ) -> None:
         self._journal, self._provider, self._model = journal, provider, model
-        self._settings, self._on_trouble = settings, on_trouble
+        self._settings, self._on_trouble, self._reader = settings, on_trouble, reader
         self._occurrences = Occurrences()
         self._keys: dict[int, tuple[bytes, int]] = {}
         self._past: dict[int, Prompt] = {}
@@ -97,15 +101,29 @@ class Keeper:
             return UNREADABLE
 
     async def recall(self, announce: Announce) -> dict[int, Prompt]:
-        """Report the rows gathered; gives back those that have vanished from the file and must be asked again."""
+        """Report the rows gathered; gives back those that must be asked again.
+
+        They have vanished from the file, or what they hold no longer fits: a Python type may have changed where its
+        JSON schema has not.
+        """
         past, self._past = self._past, {}
         if not past:
             return {}
         found = await self._journal.recall([(index, *self._keys[index]) for index in past])
         for index, row in found.items():
-            del self._keys[index]
-            announce(_outcome(index, past[index], row))
-        return {index: prompt for index, prompt in past.items() if index not in found}
+            reply = self._read(past[index], row.reply)
+            if reply is not None:
+                del self._keys[index]
+                announce(_outcome(index, past.pop(index), row, reply))
+        return past
+
+    def _read(self, prompt: Prompt, reply: Reply | None) -> Reply | None:
+        if self._reader is None or reply is None or prompt.schema is None:
+            return reply
+        try:
+            return self._reader.read(reply)
+        except SchemaMismatch:
+            return None
 
     def keep(self, outcome: Outcome, announce: Announce) -> None:
         """Write an outcome down and report it once it is committed."""
@@ -155,8 +173,8 @@ class Keeper:
         )
 
 
-def _outcome(index: int, prompt: Prompt, row: Stored) -> Outcome:
+def _outcome(index: int, prompt: Prompt, row: Stored, reply: Reply) -> Outcome:
     return Outcome(
-        index, prompt, "ok", row.reply, None, row.attempts, row.queue_s, row.wait_s, row.started_at, row.finished_at,
+        index, prompt, "ok", reply, None, row.attempts, row.queue_s, row.wait_s, row.started_at, row.finished_at,
         row.wasted, row.wasted_usd,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from llmlab.progress import line_of
 from llmlab.settings import budget_of, check_priority
 from llmlab.streaming import Many, Streaming, frame_of, one
 from llmlab.submitting import Submitting, only_reply
+from llmlab.typed import REASK, reader_of
 from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
@@ -76,6 +77,8 @@ class Lab(Combining, Submitting, Streaming):
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        reask: int = REASK,
         stream: bool = False,
         priority: int = NORMAL,
     ) -> Job[Reply]:
@@ -88,18 +91,21 @@ class Lab(Combining, Submitting, Streaming):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
+            schema: What the answer is to be, which is then the reply's `parsed`: see `run_many`.
+            reask: How often an answer that does not fit the schema is asked for again, with what is wrong.
             stream: Ask for the answer in pieces, so that it has a time to first token.
             priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low. Who has waited a minute counts as
                 one class more urgent.
 
         Returns:
             A Job: `await` it, or call its `result()`, for the Reply. A failure raises its LLMError; QueueFull, if
-            too many requests wait already.
+            too many requests wait already; SchemaMismatch, with the last `reply`, if the answer does not fit.
 
         Raises:
             TypeError, ValueError: the prompt or a parameter is not usable; nothing was sent.
         """
         rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
+        rows = rows.asking(reader_of(schema, reask))
         check_priority(priority)
         return self._job("run", rows, stream=stream, finish=only_reply, lane=self._single(priority))
 
@@ -115,6 +121,8 @@ class Lab(Combining, Submitting, Streaming):
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        reask: int = REASK,
         stream: bool = False,
         journal: str | Path | None = None,
         durability: Literal["process", "power"] = "process",
@@ -140,6 +148,12 @@ class Lab(Combining, Submitting, Streaming):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
+            schema: What each answer is to be: a pydantic model, a dataclass, a TypedDict, an Enum, Literal, int, float,
+                bool, any other type that pydantic's TypeAdapter takes (list[…], Optional, Union), or a JSON schema as
+                a dict. The provider is held to it if it can be, else told of it. Its fields are columns of the result
+                (`llmlab.typed`); a bare value is the column `value`. None: the answer is text.
+            reask: How often an answer that does not fit is asked for again, with what is wrong; at least 0. A row whose
+                answer does not fit even then is an error, SchemaMismatch, and `content` has the answer.
             stream: Ask for the answers in pieces, which fills `ttft_ms`.
             journal: A file, "run.sqlite", in which each row is written down before it is reported. Running the same
                 call again, after a crash, a restart or a Stop, pays only for rows not yet answered: failures are
@@ -156,25 +170,26 @@ class Lab(Combining, Submitting, Streaming):
 
         Returns:
             A Job: `await` it, or call its `result()`, for a DataFrame with the input's index (0, 1, 2, … if it
-            has none) and the columns of `llmlab.frame.COLUMNS`. A row's failure is data in its row. An error that
-            no row can escape (bad key, no credit) stops the job early: rows already answered are kept, the rest
-            have status `cancelled`. With `chain` a row for each step, those of one input row together, with its
-            label: columns `chain` (the row's position), `step` (from 0) and the same. A step that fails ends its own
-            chain only: the steps after it have status `cancelled` and error NotAsked.
+            has none), the columns of `llmlab.frame.COLUMNS`, and those of the schema. A row's failure is data in its
+            row. An error that no row can escape (bad key, no credit) stops the job early: rows already answered are
+            kept, the rest have status `cancelled`. With `chain` a row for each step, those of one input row together,
+            with its label: columns `chain` (the row's position), `step` (from 0) and the same; a schema is the last
+            step's. A step that fails ends its own chain only: the steps after it have status `cancelled` and error
+            NotAsked.
 
         Raises:
             TypeError, ValueError: the input, a row or a parameter is not usable; nothing was sent.
         """
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        settings = {"template": template, "overrides": sorted(overrides), **defaults}
+        settings, reader = {"template": template, "overrides": sorted(overrides), **defaults}, reader_of(schema, reask)
         if chain is None:
-            rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
+            rows = read_rows(prompts, template=template, overrides=overrides, **defaults).asking(reader)
         elif template is not None:
             raise ValueError("template and chain exclude each other: put the template first into the chain")
         else:
-            rows = read_chain(prompts, chain, overrides=overrides, defaults=defaults)
+            rows = read_chain(prompts, chain, overrides=overrides, defaults=defaults, reader=reader)
             settings["chain"] = Steps(chain).known_as
         view = maker(line_of, wanted=self._progress if progress is None else progress)
-        keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings)
+        keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings, reader)
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
         return self._job("run_many", rows, stream=stream, view=view, finish=frame_of, journal=keeper, lane=lane)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmlab.call import COMMON, Handler, Lane
+from llmlab.call import COMMON, Handler, Lane, Reader
 from llmlab.flow import Flow
 from llmlab.plan import Plan
 from llmlab.policies.admit import Admit
@@ -43,6 +43,8 @@ class Load:
     """Holds the answers back while their reader is behind. None: nobody reads them piece by piece."""
     lane: Lane = COMMON
     """With whom the rows share their place in the lab's line."""
+    reader: Reader | None = None
+    """Reads the answers into what was asked for. None: they are text."""
 
 
 class Store(Protocol):

@@ -38,7 +38,7 @@ class Order:
     def load(self) -> Load:
         """The rows for a feeder."""
         rows = self.rows
-        return Load(rows.items, rows.total, self.places, self.stream, self.seed, self.flow, self.lane)
+        return Load(rows.items, rows.total, self.places, self.stream, self.seed, self.flow, self.lane, rows.reader)
 
 
 class Tuner(Protocol):

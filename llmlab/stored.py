@@ -82,7 +82,7 @@ def row_cells(index: int, key: bytes, occ: int, outcome: Outcome) -> Cells:
         outcome.started_at, outcome.finished_at, *_usage_cells(outcome.wasted)[:2], outcome.wasted_usd,
         None if error is None else type(error).__name__,
         None if error is None else _text(str(error) or type(error).__name__),
-        *_reply_cells(outcome.reply, outcome.prompt),
+        *_reply_cells(outcome.said, outcome.prompt),
     )  # fmt: skip
 
 
@@ -194,6 +194,17 @@ def read_attempts(path: str | Path) -> Iterator[tuple[int, Attempt]]:
     with closing(open_to_read(path)) as db:
         cells = db.execute(f"{_GET_ATTEMPT} JOIN row ON row.seq = attempt.row ORDER BY attempt.seq").fetchall()
     return map(_attempt, cells)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a journal's run.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_records`.
+    """
+    with closing(open_to_read(path)) as db:
+        settings = json.loads(db.execute("SELECT settings FROM run").fetchone()[0])
+    return {name: json.loads(value) for name, value in settings.items()}
 
 
 def find(db: sqlite3.Connection, key: bytes, occ: int) -> Stored | None:

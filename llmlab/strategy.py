@@ -9,6 +9,7 @@ from llmlab.policies.admit import QUEUE, Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
 from llmlab.policies.hedge import Hedge
+from llmlab.policies.reask import Reask
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.rules.adapt import Controller
@@ -137,8 +138,14 @@ class Strategy:
         return replace(self, policies=tuple(_fresh(policy) for policy in self.policies))
 
     def handler(self, endpoint: Handler) -> Handler:
-        """The stack around an endpoint."""
-        return chain(self.policies, endpoint)
+        """The stack around an endpoint. Every stack holds answers to their schema, so Reask is not part of a strategy.
+
+        It stands below Cache, which is to keep answers that fit; below Timeout(total), which covers asking again; below
+        Fallback, as another target may do better; and above the rest, as asking again is a request like any other.
+        """
+        above = _rows_own(self.policies)
+        above += any(isinstance(each, Fallback) for each in self.policies[above : above + 1])
+        return chain((*self.policies[:above], Reask(), *self.policies[above:]), endpoint)
 
     @property
     def admit(self) -> Admit | None:

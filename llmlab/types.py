@@ -4,8 +4,8 @@ All are frozen: policies, listeners and frames share them without copying. Times
 token counts are whole numbers, money is US dollars.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeAlias
 
 JSON: TypeAlias = dict[str, Any]
@@ -13,8 +13,10 @@ JSON: TypeAlias = dict[str, Any]
 
 Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
 Status: TypeAlias = Literal["ok", "error", "cancelled"]
-Kind: TypeAlias = Literal["first", "retry", "hedge", "fallback"]
+Kind: TypeAlias = Literal["first", "retry", "hedge", "fallback", "reask"]
 """Why a request was sent."""
+Form: TypeAlias = Literal["json_schema", "json_object", "instructions"]
+"""How a model is held to a JSON schema; see `llmlab.providers.forms`."""
 
 ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant")
 
@@ -84,6 +86,21 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
+class Schema:
+    """The form that an answer is to have, in no provider's dialect."""
+
+    name: str
+    """A name for it: letters, digits, _ and -, 64 at most."""
+    text: str
+    """A JSON schema whose root is an object, as JSON."""
+
+    @property
+    def instruction(self) -> str:
+        """What to tell a model that cannot be held to the schema in any other way."""
+        return f"Answer with one JSON object and nothing else. It must fit this JSON schema:\n{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One request, complete but for the provider: messages and sampling parameters."""
 
@@ -97,6 +114,8 @@ class Prompt:
     """Most output tokens, at least 1. None: not sent (a provider that requires it gets its default)."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further request fields, sent as they are (`stop`, `seed`, `response_format`, …)."""
+    schema: Schema | None = None
+    """The form that the answer is to have, sent in the way that the provider knows. None: any text."""
 
     @classmethod
     def of(
@@ -168,6 +187,17 @@ Item: TypeAlias = Prompt | Exception
 """A row as read: a prompt, or why it is none (rows of a generator are only seen when their turn comes)."""
 
 
+def asking(items: Iterable[Item] | AsyncIterable[Item], schema: Schema) -> Iterable[Item] | AsyncIterable[Item]:
+    """The same rows, lazily, whose answers are to have this form."""
+    if isinstance(items, Iterable):
+        return (_asking(item, schema) for item in items)
+    return (_asking(item, schema) async for item in items)
+
+
+def _asking(item: Item, schema: Schema) -> Item:
+    return replace(item, schema=schema) if isinstance(item, Prompt) else item
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one answer, in one convention for all providers."""
@@ -223,6 +253,8 @@ class Reply:
     """Whether the answer came from llmlab's own cache and cost nothing."""
     itl_s: float | None = None
     """Mean seconds between two pieces of text; None unless streamed in two pieces or more."""
+    parsed: Any = None
+    """The answer as what `schema=` asked for: a model, a number, a dict, …; None without a schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,3 +285,8 @@ class Outcome:
     """Tokens that its other attempts (failed, hedged in vain) are known to have used."""
     wasted_usd: float | None = None
     """Dollars for them; None when no price is known."""
+
+    @property
+    def said(self) -> Reply | None:
+        """What the model said: the answer, or the one that did not fit its schema; the latter without its tokens."""
+        return getattr(self.error, "reply", None) if self.reply is None else self.reply

@@ -77,6 +77,7 @@ TABLE_G = {
     "Conflict":         (True,  None,   False, False, False, False),
     "BadRequest":       (False, None,   False, False, False, False),
     "UnsupportedParam": (False, None,   False, False, False, False),
+    "NoStructuredOutput": (False, None, False, False, False, False),  # asked again in another form, not the same one
     "ContentBlocked":   (False, None,   False, False, False, False),
     "ContextTooLong":   (False, None,   False, False, True,  False),
     "RequestTooLarge":  (False, None,   False, False, True,  False),
@@ -86,6 +87,7 @@ TABLE_G = {
     "Garbled":          (True,  None,   False, True,  True,  False),  # as StreamTruncated
     "BadPayload":       (True,  None,   False, True,  True,  False),  # the table says once; see errors.py
     "StreamTruncated":  (True,  None,   False, True,  True,  False),  # while nothing is shown: Retry's part
+    "SchemaMismatch":   (False, None,   False, False, True,  False),  # asked again as often as was wanted
     "LabClosed":        (False, None,   False, False, False, False),  # our own end, not the provider's
 }  # fmt: skip
 

@@ -246,7 +246,7 @@ def test_an_error_comes_back_in_words(tmp_path: Path, message: str, status: Stat
 def test_every_field_of_a_reply_has_a_place() -> None:
     """Fails when a field is added to Reply or Usage that the journal does not know: it would be lost."""
     known = {name for table in (stored._ROW_NAMES,) for name in table}
-    fields = {field.name for field in dataclasses.fields(Reply)} - {"usage"}
+    fields = {field.name for field in dataclasses.fields(Reply)} - {"usage", "parsed"}  # read again
     assert fields | {field.name for field in dataclasses.fields(Usage)} <= known
 
 

@@ -30,6 +30,7 @@ from typing import TypeAlias
 from llmlab.answers import Answers, Lease, lease
 from llmlab.call import Call, Handler
 from llmlab.clock import wall_offset
+from llmlab.errors import SchemaMismatch
 from llmlab.events import Delta, Following
 from llmlab.identity import key_of
 from llmlab.types import Reply
@@ -84,10 +85,13 @@ class Cache:
         key = _key(call)
         if key is None:
             return await inner(call)
-        found = self._find(key, began)
-        if found is None and key in self._flights:
+        found = _fitting(self._find(key, began), call)
+        while found is None and key in self._flights:
             call.emit(Following(call.index))
-            found = await self._follow(key)
+            answer = await self._follow(key)
+            if answer is None:
+                break
+            found = _fitting(answer, call)
         if found is None:
             return await self._lead(key, call, inner)
         if call.stream and found.content:
@@ -209,6 +213,16 @@ def _key(call: Call) -> bytes | None:
     try:
         return key_of(call.prompt, provider=call.provider, model=call.model)
     except (TypeError, ValueError, RecursionError):  # what is no JSON cannot be sent either: whoever sends it says so
+        return None
+
+
+def _fitting(found: Reply | None, call: Call) -> Reply | None:
+    """A reply as what the call asks for; None if it does not fit: a type may have changed, its JSON schema not."""
+    if found is None or call.reader is None:
+        return found
+    try:
+        return call.reader.read(found)
+    except SchemaMismatch:
         return None
 
 

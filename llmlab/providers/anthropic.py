@@ -19,8 +19,9 @@ from llmlab.errors import BadPayload, LLMError
 from llmlab.providers.base import Draft, count, pack, unpack
 from llmlab.providers.fault import carries_error, plain
 from llmlab.providers.sse import DONE, ServerEvent
+from llmlab.providers.structured import FORMATS, Subset, strict, told
 from llmlab.providers.taxonomy import classify
-from llmlab.types import JSON, Message, Prompt, Usage
+from llmlab.types import JSON, Form, Message, Prompt, Usage
 
 FINISH = {
     "end_turn": "stop",
@@ -31,6 +32,9 @@ FINISH = {
     "refusal": "content_filter",
 }
 """The wire's stop_reason -> ours; what is not here, as `pause_turn`, is `other`."""
+
+STRICT = Subset(frozenset(), FORMATS | {"uri"}, all_required=False)
+"""What `output_config.format` takes."""
 
 BASE_HINT = "check that base_url is the server's root: /v1/messages is appended"
 
@@ -51,6 +55,8 @@ class Anthropic:
     """Sent where the prompt sets no max_tokens, which this API requires."""
     auth: Literal["x-api-key", "bearer"] = "x-api-key"
     """How the key is sent; gateways may want `Authorization: Bearer`."""
+    forms: tuple[Form, ...] = ("json_schema",)
+    """How the server can be held to a JSON schema, the best first."""
     extra_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every request (`anthropic-beta`); not shown, as they may hold keys."""
     extra_body: Mapping[str, object] = field(default_factory=dict)
@@ -64,14 +70,21 @@ class Anthropic:
             headers["authorization" if bearer else "x-api-key"] = f"Bearer {key}" if bearer else key
         return {**headers, **self.extra_headers}
 
-    def encode(self, prompt: Prompt, model: str, *, stream: bool) -> bytes:
+    def encode(self, prompt: Prompt, model: str, *, stream: bool, form: Form | None = None) -> bytes:
         """The request's body; `model` is the one to ask, whatever the prompt says.
+
+        Args:
+            prompt: What is asked.
+            model: Whom.
+            stream: Whether the answer is to come in pieces.
+            form: How to ask for the prompt's schema, if it has one. None: in the best way that is known.
 
         Raises:
             Unsendable: The prompt holds what JSON cannot carry.
         """
-        system = [each for each in prompt.messages if each.role in ("system", "developer")]
-        turns = [each for each in prompt.messages if each.role not in ("system", "developer")]
+        messages, exact = self._structured(prompt, form)
+        system = [each for each in messages if each.role in ("system", "developer")]
+        turns = [each for each in messages if each.role not in ("system", "developer")]
         limit = self.default_max_tokens if prompt.max_tokens is None else prompt.max_tokens
         body: JSON = {"model": model, "max_tokens": limit, "messages": [_turn(each) for each in turns]}
         if system:
@@ -79,10 +92,21 @@ class Anthropic:
         if prompt.temperature is not None:
             body["temperature"] = prompt.temperature
         body |= {**self.extra_body, **prompt.extra}
+        if exact is not None:  # beside what else may be configured there, as the effort
+            wanted = {"format": {"type": "json_schema", "schema": exact}}
+            body["output_config"] = wanted | (body.get("output_config") or {})
         body.pop("stream", None)
         if stream:
             body["stream"] = True
         return pack(body)
+
+    def _structured(self, prompt: Prompt, form: Form | None) -> tuple[tuple[Message, ...], JSON | None]:
+        """The messages, and the schema to hold the model to; None where it is told in words, or asked for none."""
+        if prompt.schema is None:
+            return prompt.messages, None
+        form = form or next(iter(self.forms), "instructions")
+        exact = strict(prompt.schema, STRICT) if form == "json_schema" else None
+        return (told(prompt) if exact is None else prompt.messages), exact
 
     def decode(self, body: bytes, draft: Draft) -> None:
         """Read a whole answer into `draft`. Raises the error that a 200 body carries, or BadPayload."""

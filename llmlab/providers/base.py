@@ -14,7 +14,7 @@ import orjson
 
 from llmlab.errors import BadPayload, LLMError, Unsendable
 from llmlab.providers.sse import ServerEvent
-from llmlab.types import JSON, Prompt, Reply, Usage
+from llmlab.types import JSON, Form, Prompt, Reply, Usage
 
 
 @dataclass(slots=True)
@@ -88,13 +88,15 @@ class Codec(Protocol):
     """Appended to the base URL."""
     request_id_header: str
     """The response header that carries the provider's request id."""
+    forms: tuple[Form, ...]
+    """How the server can be held to a JSON schema, the best first; telling the model in words is not among them."""
 
     def headers(self, key: str | None) -> dict[str, str]:
         """Request headers for this key (None: no authentication)."""
         ...
 
-    def encode(self, prompt: Prompt, model: str, *, stream: bool) -> bytes:
-        """The request's body."""
+    def encode(self, prompt: Prompt, model: str, *, stream: bool, form: Form | None = None) -> bytes:
+        """The request's body; `form` says how to ask for a prompt's schema. None: the best that is known."""
         ...
 
     def decode(self, body: bytes, draft: Draft) -> None:

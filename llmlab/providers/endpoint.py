@@ -17,6 +17,7 @@ from llmlab.errors import AuthFailed, BadPayload, Dropped, LLMError, StreamTrunc
 from llmlab.events import Attempted, Delta
 from llmlab.prices import Price, Prices
 from llmlab.providers.base import Codec, Draft
+from llmlab.providers.forms import Forms
 from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Sender
 from llmlab.providers.limits import levels
 from llmlab.providers.sse import BOM, ServerEvent, Splitter
@@ -71,6 +72,8 @@ class Provider:
     """Known prices by model."""
     sender: Sender = field(init=False, repr=False)
     """The connections."""
+    forms: Forms = field(init=False, repr=False)
+    """How its models are held to a JSON schema."""
 
     @property
     def shown_url(self) -> str:
@@ -79,6 +82,7 @@ class Provider:
         return str(url.copy_with(userinfo=b"", query=None)) + ("?…" if url.query else "")
 
     def __post_init__(self) -> None:
+        self.forms = Forms(self.name, self.codec.forms)
         url = _url(self.base_url, self.codec.path)
         headers = {
             "accept-encoding": "identity",  # a truncated gzip body raises nothing anywhere
@@ -97,9 +101,11 @@ class Provider:
         try:
             return await exchange.run()
         except LLMError as failure:
-            error = failure
             self._explain(failure)
-            raise
+            error = exchange.judge(failure)
+            if error is failure:
+                raise
+            raise error from failure
         except asyncio.CancelledError:
             error = LLMError("the attempt was given up before its answer was complete")
             raise
@@ -131,10 +137,11 @@ class _Exchange:
         self.last = 0.0
         self.held = 0.0 if call.hold is None else call.hold.held_s
         self.model, self.kind = call.prompt.model or provider.model, call.kind
+        self.form = None if call.prompt.schema is None else provider.forms.of(self.model)
 
     async def run(self) -> Reply:
         call = self.call
-        body = self.codec.encode(call.prompt, self.model, stream=call.stream)
+        body = self.codec.encode(call.prompt, self.model, stream=call.stream, form=self.form)
         call.attempts += 1
         self.kind, call.kind = call.kind, "retry"
         self.sent = call.sent = self.loop.time()
@@ -143,7 +150,13 @@ class _Exchange:
             await self._read(answer)
         finally:
             await answer.aclose()
+        if self.form is not None and self.draft.finish_reason == "stop":
+            self.provider.forms.listen(self.model, self.form, self.draft.text)
         return self._reply(answer.headers, self.sent)
+
+    def judge(self, error: LLMError) -> LLMError:
+        """The error as what it means: perhaps only the form was wrong in which a schema was asked for."""
+        return error if self.form is None else self.provider.forms.judge(self.model, self.form, error)
 
     async def _read(self, answer: Answer) -> None:
         self.call.levels = levels(answer.headers)

@@ -16,8 +16,9 @@ from llmlab.errors import BadPayload, LLMError, Overloaded, ServerError
 from llmlab.providers.base import Draft, count, pack, unpack
 from llmlab.providers.fault import carries_error, plain
 from llmlab.providers.sse import DONE, ServerEvent
+from llmlab.providers.structured import FORMATS, Subset, strict, told
 from llmlab.providers.taxonomy import classify
-from llmlab.types import JSON, Message, Prompt, Usage
+from llmlab.types import JSON, Form, Message, Prompt, Schema, Usage
 
 FINISH = {
     "stop": "stop",
@@ -28,6 +29,15 @@ FINISH = {
     "content_filter": "content_filter",
 }
 """The wire's finish_reason -> ours; what is not here is `other`."""
+
+STRICT = Subset(
+    frozenset(
+        ("pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems")
+    ),
+    FORMATS,
+    all_required=True,
+)
+"""What `strict: true` takes."""
 
 BASE_HINT = "check that base_url ends in /v1, or wherever the server's OpenAI-compatible API begins"
 
@@ -48,6 +58,8 @@ class OpenAI:
     """Ask for usage at the end of a stream; some servers refuse the field."""
     developer_role: bool = True
     """Whether the server knows the role `developer`; if not, it is sent as `system`."""
+    forms: tuple[Form, ...] = ("json_schema", "json_object")
+    """How the server can be held to a JSON schema, the best first."""
     extra_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every request; not shown, as they may hold keys."""
     extra_body: Mapping[str, object] = field(default_factory=dict)
@@ -60,13 +72,20 @@ class OpenAI:
         name, value = ("api-key", key) if self.auth == "api-key" else ("authorization", f"Bearer {key}")
         return {name: value, **self.extra_headers}
 
-    def encode(self, prompt: Prompt, model: str, *, stream: bool) -> bytes:
+    def encode(self, prompt: Prompt, model: str, *, stream: bool, form: Form | None = None) -> bytes:
         """The request's body; `model` is the one to ask, whatever the prompt says.
+
+        Args:
+            prompt: What is asked.
+            model: Whom.
+            stream: Whether the answer is to come in pieces.
+            form: How to ask for the prompt's schema, if it has one. None: in the best way that is known.
 
         Raises:
             Unsendable: The prompt holds what JSON cannot carry.
         """
-        body: JSON = {"model": model, "messages": [self._message(each) for each in prompt.messages]}
+        messages, asked = self._structured(prompt, form)
+        body: JSON = {"model": model, "messages": [self._message(each) for each in messages], **asked}
         if prompt.temperature is not None:
             body["temperature"] = prompt.temperature
         if prompt.max_tokens is not None:
@@ -120,6 +139,15 @@ class OpenAI:
         """The error that an answer of this status stands for. Never raises."""
         return classify(status, headers, body, request_id_header=self.request_id_header, path_hint=BASE_HINT)
 
+    def _structured(self, prompt: Prompt, form: Form | None) -> tuple[tuple[Message, ...], JSON]:
+        """The messages, and the field that asks for the schema."""
+        if prompt.schema is None:
+            return prompt.messages, {}
+        form = form or next(iter(self.forms), "instructions")
+        if form == "json_schema":
+            return prompt.messages, {"response_format": _json_schema(prompt.schema)}
+        return told(prompt), {} if form == "instructions" else {"response_format": {"type": "json_object"}}
+
     def _message(self, message: Message) -> JSON:
         role = "system" if message.role == "developer" and not self.developer_role else message.role
         return {"role": role, "content": message.content}
@@ -145,6 +173,12 @@ class OpenAI:
         if not isinstance(chunk, dict):
             raise BadPayload(f"an event of the stream is no object but: {plain(event.data, 200)}")
         return ""
+
+
+def _json_schema(schema: Schema) -> JSON:
+    exact = strict(schema, STRICT)
+    spec = {"name": schema.name, "schema": orjson.loads(schema.text) if exact is None else exact}
+    return {"type": "json_schema", "json_schema": {**spec, "strict": exact is not None}}
 
 
 def _first(choices: object) -> JSON | None:

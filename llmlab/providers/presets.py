@@ -30,11 +30,13 @@ class Preset:
 
 _COMPATIBLE = partial(OpenAI, max_tokens_field="max_tokens", developer_role=False)
 
+_SCHEMA_ONLY = partial(_COMPATIBLE, forms=("json_schema",))
+
 _PRESETS = {
     "openai": Preset(OpenAI, "https://api.openai.com/v1", ("OPENAI_API_KEY",)),
     "anthropic": Preset(Anthropic, "https://api.anthropic.com", ("ANTHROPIC_API_KEY",)),
     "azure": Preset(partial(OpenAI, auth="api-key"), None, ("AZURE_OPENAI_API_KEY",)),
-    "deepseek": Preset(_COMPATIBLE, "https://api.deepseek.com", ("DEEPSEEK_API_KEY",)),
+    "deepseek": Preset(partial(_COMPATIBLE, forms=("json_object",)), "https://api.deepseek.com", ("DEEPSEEK_API_KEY",)),
     "gemini": Preset(
         _COMPATIBLE,
         "https://generativelanguage.googleapis.com/v1beta/openai",
@@ -46,7 +48,7 @@ _PRESETS = {
     "together": Preset(_COMPATIBLE, "https://api.together.ai/v1", ("TOGETHER_API_KEY",)),
     "xai": Preset(_COMPATIBLE, "https://api.x.ai/v1", ("XAI_API_KEY",)),
     "llamacpp": Preset(_COMPATIBLE, "http://127.0.0.1:8080/v1", ("LLAMA_API_KEY",), key_required=False),
-    "lmstudio": Preset(_COMPATIBLE, "http://127.0.0.1:1234/v1", (), key_required=False),
+    "lmstudio": Preset(_SCHEMA_ONLY, "http://127.0.0.1:1234/v1", (), key_required=False),
     "ollama": Preset(_COMPATIBLE, "http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), key_required=False),
     "sglang": Preset(_COMPATIBLE, "http://127.0.0.1:30000/v1", (), key_required=False),
     "vllm": Preset(_COMPATIBLE, "http://127.0.0.1:8000/v1", ("VLLM_API_KEY",), key_required=False),

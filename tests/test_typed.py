@@ -1,0 +1,404 @@
+"""What `schema=` may be, how answers are read into it, and which columns it makes."""
+
+import datetime as dt
+import enum
+import subprocess
+import sys
+import typing
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import pytest
+import typing_extensions
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, RootModel, computed_field, field_validator
+
+from llmlab.errors import SchemaMismatch
+from llmlab.fields import with_fields
+from llmlab.typed import Typed, typed
+from llmlab.types import Reply
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Review(BaseModel):
+    """A review."""
+
+    mood: Mood
+    stars: int = Field(ge=1, le=5, description="how many of five")
+    share: float | None = None
+    spam: bool = False
+    words: list[str] = []
+
+
+@dataclass
+class Point:
+    x: int
+    y: float = 0.0
+
+
+class Typing(typing.TypedDict):
+    a: int
+    b: typing.NotRequired[str]
+
+
+class Nested(typing_extensions.TypedDict):
+    inner: list[Typing]
+
+
+class Aliased(BaseModel):
+    first: int = Field(alias="firstOne")
+
+    @computed_field
+    def twice(self) -> int:
+        return 2 * self.first
+
+
+class Node(BaseModel):
+    name: str
+    next: "Node | None" = None
+
+
+JSON = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}}, "required": ["a"]}
+
+
+def parsed(schema: object, text: str, finish: str = "stop") -> Any:
+    return typed(schema).read(Reply(text, finish, "sim", "small")).parsed
+
+
+def refused(schema: object, text: str, finish: str = "stop") -> str:
+    with pytest.raises(SchemaMismatch) as caught:
+        parsed(schema, text, finish)
+    assert caught.value.reply.content == text
+    return str(caught.value)
+
+
+def asked(schema: object) -> Any:
+    return typed(schema).fitter.asked
+
+
+def table(schema: object, *texts: str) -> pd.DataFrame:
+    wanted = typed(schema)
+    rows = [wanted.cells(wanted.read(Reply(text, "stop", "sim", "small"))) for text in texts]
+    rows.append(wanted.cells(None))
+    return with_fields(pd.DataFrame(index=range(len(rows))), wanted.columns, rows)
+
+
+def dtypes(wanted: Typed) -> dict[str, str]:
+    return {column.name: column.dtype for column in wanted.columns}
+
+
+# -- what may be asked for --------------------------------------------------------------------------------------
+
+VALUES: list[tuple[object, str, object]] = [
+    (Review, '{"mood": "good", "stars": 4}', Review(mood=Mood.GOOD, stars=4)),
+    (Point, '{"x": 1, "y": 2.5}', Point(1, 2.5)),
+    (Typing, '{"a": 1}', {"a": 1}),
+    (Typing, '{"a": 1, "b": "c"}', {"a": 1, "b": "c"}),
+    (Nested, '{"inner": [{"a": 1}]}', {"inner": [{"a": 1}]}),
+    (list[Typing], '{"value": [{"a": 1}]}', [{"a": 1}]),
+    (Mood, '{"value": "bad"}', Mood.BAD),
+    (Literal["x", "y"], '{"value": "y"}', "y"),
+    (int, '{"value": 3}', 3),
+    (float, '{"value": 3}', 3.0),
+    (bool, '{"value": true}', True),
+    (str, '{"value": "text"}', "text"),
+    (list[int], '{"value": [1, 2]}', [1, 2]),
+    (int | None, '{"value": null}', None),
+    (Typing | None, '{"value": {"a": 1}}', {"a": 1}),
+    (int | str, '{"value": "a"}', "a"),
+    (Point | Typing, '{"value": {"x": 1}}', Point(1)),
+    (dict[str, int], '{"value": {"a": 1}}', {"a": 1}),
+    (RootModel[list[int]], '{"value": [1]}', RootModel[list[int]]([1])),
+    (Annotated[int, Field(ge=3)], '{"value": 3}', 3),
+    (tuple[int, str], '{"value": [1, "a"]}', (1, "a")),
+    (dt.date, '{"value": "2026-01-02"}', dt.date(2026, 1, 2)),
+    (Node, '{"name": "a", "next": {"name": "b"}}', Node(name="a", next=Node(name="b"))),
+    (Aliased, '{"firstOne": 2}', Aliased(firstOne=2)),
+    (JSON, '{"a": 1, "b": "x"}', {"a": 1, "b": "x"}),
+    ({"type": "array", "items": {"type": "integer"}}, '{"value": [1]}', [1]),
+    ({"enum": ["x", "y"]}, '{"value": "x"}', "x"),
+]
+
+
+@pytest.mark.parametrize(("schema", "text", "value"), VALUES, ids=[str(each[0])[:40] for each in VALUES])
+def test_an_answer_that_fits_is_read(schema: object, text: str, value: object) -> None:
+    assert parsed(schema, text) == value
+
+
+@pytest.mark.parametrize("schema", [each[0] for each in VALUES], ids=[str(each[0])[:40] for each in VALUES])
+def test_what_is_asked_for_is_an_object_with_properties(schema: object) -> None:
+    root = asked(schema)
+    assert root["type"] == "object"
+    assert root["properties"]
+    assert "$ref" not in root
+
+
+@pytest.mark.parametrize(
+    "schema", [None, 5, "int", object(), lambda: 0, len, Point(1), Review(mood=Mood.BAD, stars=1), [int]]
+)
+def test_what_is_no_type_is_refused_by_name(schema: object) -> None:
+    with pytest.raises(TypeError, match=r"^schema must be a type that pydantic knows"):
+        typed(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "objekt"}, "no valid JSON schema"),
+        ({"type": "object", "properties": {"a": {1, 2}}}, "no JSON"),
+        ({"$ref": "#/$defs/none"}, "leads to nothing"),
+        ({"type": "array", "items": {"$ref": "http://127.0.0.1:9/x"}}, "leads out of the schema"),
+        ({"$ref": "#"}, "round in circles"),
+    ],
+)
+def test_a_json_schema_that_is_none_is_refused(schema: object, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^schema.*{why}"):
+        typed(schema)
+
+
+@pytest.mark.parametrize(("reask", "kind"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_the_number_of_times_to_ask_again_is_checked(reask: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="reask must be"):
+        typed(int, reask=reask)
+
+
+def test_references_go_on_leading_where_they_led_when_a_value_is_wrapped() -> None:
+    tree = {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"$ref": "#"}]}}
+    assert asked(tree)["properties"]["value"]["items"]["anyOf"][1] == {"$ref": "#/properties/value"}
+    assert parsed(tree, '{"value": [1, [2, [3]]]}') == [1, [2, [3]]]
+    shared = {"type": "array", "items": {"$ref": "#/$defs/n"}, "$defs": {"n": {"type": "integer"}}}
+    assert asked(shared)["$defs"] == {"n": {"type": "integer"}}
+
+
+def test_names_are_fit_for_providers() -> None:
+    assert typed(Review).schema.name == "Review"
+    assert typed(list[int]).schema.name == "list"
+    assert typed({**JSON, "title": "What is it?"}).schema.name == "What_is_it"
+    assert typed(JSON).schema.name == "answer"
+
+
+def test_titles_that_repeat_names_are_not_sent_but_properties_of_that_name_are() -> None:
+    class Book(BaseModel):
+        title: str
+
+    assert asked(Book) == {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
+
+
+def test_two_calls_of_one_type_ask_the_same() -> None:
+    assert typed(Review).schema == typed(Review).schema
+
+
+# -- how it is read ---------------------------------------------------------------------------------------------
+
+GOOD = '{"mood": "good", "stars": 4}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"  {GOOD}\n",
+        f"\ufeff{GOOD}",
+        f"```json\n{GOOD}\n```",
+        f"```\n{GOOD}\n```",
+        f"Sure, {{here}} it is: {GOOD}\nAnything else?",
+        f'An object {{"like": "this"}} does not fit. {GOOD}',
+        f"{GOOD} and once more {GOOD}",
+    ],
+)
+def test_what_stands_around_the_object_is_tolerated(text: str) -> None:
+    assert parsed(Review, text) == Review(mood=Mood.GOOD, stars=4)
+
+
+def test_a_null_where_something_may_be_left_out_counts_as_left_out() -> None:
+    assert parsed(Review, '{"mood": "good", "stars": 4, "spam": null}').spam is False
+    assert parsed(JSON, '{"a": 1, "b": null}') == {"a": 1}
+    assert "Input should be a valid integer" in refused(Review, '{"mood": "good", "stars": null, "spam": null}')
+
+
+@pytest.mark.parametrize("text", ["3", " 3 ", '{"value": 3}', "```json\n3\n```".replace("```json\n", "")[:1]])
+def test_a_bare_value_needs_no_object(text: str) -> None:
+    assert parsed(int, text) == 3
+
+
+def test_a_choice_needs_no_quotes_but_prose_is_no_choice() -> None:
+    assert parsed(Mood, "good\n") is Mood.GOOD
+    assert parsed(Literal["x", "y"], '"x"') == "x"
+    assert "no whole JSON object" in refused(Mood, "It is good")
+    assert "no whole JSON object" in refused(str, "It is good")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "why"),
+    [
+        (Review, "", "no whole JSON object"),
+        (Review, "I would say good.", "no whole JSON object"),
+        (Review, '{"mood": "good", "stars": 4', "no whole JSON object"),
+        (Review, '{"mood": "so so", "stars": 4}', "mood: Input should be 'good' or 'bad', not \"so so\""),
+        (Review, '{"mood": "good", "stars": 9}', "stars: Input should be less than or equal to 5, not 9"),
+        (Review, '{"mood": "good"}', "stars: Field required"),
+        (Review, f"{GOOD} or {GOOD.replace('4', '5')}", "several JSON objects"),
+        (JSON, '{"a": "1"}', "a: '1' is not of type 'integer'"),
+        (JSON, "{}", "'a' is a required property"),
+        (int, '{"values": 3}', "value: Field required"),
+        ({"enum": ["x"]}, '{"values": "x"}', "value: Field required"),
+        ({"enum": ["x"]}, '{"value": "z"}', "value: 'z' is not one of"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_where_and_why(schema: object, text: str, why: str) -> None:
+    assert why in refused(schema, text)
+
+
+def test_nothing_inside_an_answer_that_was_cut_off_is_taken_for_it() -> None:
+    class Loose(BaseModel):
+        inner: dict[str, int] | None = None
+        n: int = 0
+
+    assert "no whole JSON object" in refused(Loose, '{"inner": {"n": 3}, "n": ')
+    assert "cut off at its limit of tokens" in refused(Loose, '{"inner": {"n": 3}, "n": ', "length")
+
+
+def test_a_refusal_says_so() -> None:
+    assert "refused to answer" in refused(Review, "I cannot help with that.", "content_filter")
+
+
+def test_tokens_and_price_of_an_answer_that_does_not_fit_are_not_in_its_error() -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        typed(int).read(Reply("x", "stop", "sim", "small", cost_usd=1.0))
+    assert caught.value.reply.cost_usd is None
+
+
+def test_only_some_of_many_complaints_are_told() -> None:
+    class Many(BaseModel):
+        numbers: list[int]
+
+    said = refused(Many, '{"numbers": [' + ", ".join(['"a"'] * 500) + "]}")
+    assert said.count("\n") == 10
+    assert said.endswith("and 490 more")
+
+
+def test_a_users_own_validator_judges() -> None:
+    class Even(BaseModel):
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def even(cls, n: int) -> int:
+            if n % 2:
+                raise ValueError("must be even")
+            return n
+
+    assert parsed(Even, '{"n": 2}').n == 2
+    assert "n: Value error, must be even, not 3" in refused(Even, '{"n": 3}')
+
+
+@given(st.text(max_size=60), st.text(max_size=60), st.integers(-9, 9))
+def test_prose_around_an_object_changes_nothing_or_is_refused(before: str, behind: str, n: int) -> None:
+    text = f'{before}{{"a": {n}}}{behind}'
+    try:
+        assert parsed(JSON, text)["a"] == n
+    except SchemaMismatch:
+        assert set(before + behind) & set('{}"[]'), "only braces and quotes may confuse"
+
+
+@given(st.integers(1, len(GOOD) - 1))
+def test_no_beginning_of_an_answer_is_taken_for_the_whole(end: int) -> None:
+    refused(Review, GOOD[:end])
+
+
+# -- columns ----------------------------------------------------------------------------------------------------
+
+
+def test_each_field_is_a_column_with_its_dtype() -> None:
+    wanted = typed(Review)
+    assert dtypes(wanted) == {
+        "mood": "category", "stars": "Int64", "share": "float64", "spam": "boolean", "words": "object"
+    }  # fmt: skip
+    assert [column.meaning for column in wanted.columns][1] == "how many of five"
+    out = table(Review, GOOD, '{"mood": "bad", "stars": 1, "share": 0.5, "spam": true, "words": ["a"]}')
+    assert out["mood"].cat.categories.tolist() == ["good", "bad"]
+    assert out["stars"].tolist()[:2] == [4, 1]
+    assert out["words"].tolist()[:2] == [[], ["a"]]
+    assert out.iloc[2].isna().all(), "a row without an answer has none of them"
+    assert {name: str(dtype) for name, dtype in out.dtypes.items()} == dtypes(wanted)
+
+
+@pytest.mark.parametrize(
+    ("schema", "dtype"),
+    [
+        (int, "Int64"), (float, "float64"), (bool, "boolean"), (str, "string"), (Mood, "category"),
+        (Literal[1, 2], "category"), (int | None, "Int64"), (int | float, "float64"), (int | str, "object"),
+        (list[int], "object"), (dict[str, int], "object"), (Point | None, "object"), (dt.date, "datetime64[us]"),
+        (dt.datetime, "datetime64[us, UTC]"), (dt.date | None, "datetime64[us]"), (Decimal, "string"), (Any, "object"),
+        (Literal["x"], "category"), ({"type": ["integer", "null"]}, "Int64"), ({"type": "string"}, "string"),
+        ({"enum": [["a"], 1]}, "object"),
+        ({"type": "string", "format": "date"}, "string"), ({"enum": [1, True]}, "object"),
+    ],
+)  # fmt: skip
+def test_a_bare_value_is_the_column_value(schema: object, dtype: str) -> None:
+    assert dtypes(typed(schema)) == {"value": dtype}
+
+
+def test_dates_are_dates() -> None:
+    out = table(dt.datetime, '{"value": "1970-01-01T00:00:00"}', '{"value": "2026-01-02T03:04:05.678901+02:00"}')
+    assert str(out["value"].dtype) == "datetime64[us, UTC]"
+    assert out["value"].tolist()[:2] == [
+        pd.Timestamp("1970-01-01", tz="UTC"), pd.Timestamp("2026-01-02 01:04:05.678901", tz="UTC")
+    ]  # fmt: skip
+    assert table(dt.date, '{"value": "2026-01-02"}')["value"].tolist()[0] == pd.Timestamp("2026-01-02")
+
+
+def test_columns_have_the_names_of_the_fields_and_computed_ones_are_among_them() -> None:
+    out = table(Aliased, '{"firstOne": 2}')
+    assert out.columns.tolist() == ["first", "twice"]
+    assert (out["first"].tolist()[0], out["twice"].tolist()[0]) == (2, 4)
+
+
+def test_nested_values_are_plain_dicts_and_lists() -> None:
+    out = table(Node, '{"name": "a", "next": {"name": "b"}}')
+    assert list(out["next"]) == [{"name": "b", "next": None}, None]
+
+
+def test_a_name_that_is_taken_gets_a_prefix() -> None:
+    class Clash(BaseModel):
+        status: str
+        model: int
+
+    assert dtypes(typed(Clash)) == {"parsed_status": "string", "parsed_model": "Int64"}
+
+
+def test_two_fields_of_one_column_are_refused() -> None:
+    class Twice(BaseModel):
+        status: str
+        parsed_status: str
+
+    with pytest.raises(ValueError, match="two fields would become the column 'parsed_status'"):
+        typed(Twice)
+
+
+def test_a_value_that_its_dtype_cannot_hold_costs_no_frame() -> None:
+    assert table(int, f'{{"value": {10**30}}}')["value"].tolist() == [10**30, None]
+
+
+def test_an_empty_frame_has_the_dtypes_too() -> None:
+    wanted = typed(Review)
+    out = with_fields(pd.DataFrame(index=[]), wanted.columns, [])
+    assert {name: str(dtype) for name, dtype in out.dtypes.items()} == dtypes(wanted)
+
+
+def test_importing_llmlab_imports_neither_pydantic_nor_jsonschema() -> None:
+    code = "import sys, llmlab; print([m for m in ('pydantic', 'pydantic_core', 'jsonschema') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_reply_is_otherwise_as_it_was() -> None:
+    reply = Reply(GOOD, "stop", "sim", "small", request_id="r")
+    assert replace(typed(Review).read(reply), parsed=None) == reply
