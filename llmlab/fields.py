@@ -1,12 +1,39 @@
 """Columns as pandas knows them: llmlab's own, and those that a schema adds to them."""
 
+import itertools
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llmlab.columns import Column
+from llmlab.frontend import in_kernel
+
+
+def frame_of(columns: Sequence[Column], records: Sequence[tuple[Any, ...]], index: pd.Index) -> pd.DataFrame:
+    """Make a frame with these columns and dtypes of records in their order."""
+    show_as_text()
+    values = zip(*records, strict=True) if records else itertools.repeat(())
+    data = {column.name: series(column, each, index) for column, each in zip(columns, values, strict=False)}
+    return pd.DataFrame(data, index=index)
+
+
+AS_TEXT = {"display.html.use_mathjax": False, "styler.html.mathjax": False, "styler.format.escape": "html"}
+"""pandas' options in a notebook: no formula in a frame is typeset, and no HTML in one that has a `style` runs."""
+
+
+@cache
+def show_as_text() -> None:
+    """Let pandas show as text whatever stands in frames, if this is a notebook's kernel.
+
+    Done once, when the first Lab or the first frame is made: who sets the options otherwise later has the last word.
+    Answers often hold a $, which JupyterLab takes for the beginning of a formula.
+    """
+    if in_kernel():
+        for name, value in AS_TEXT.items():
+            pd.set_option(name, value)
 
 
 def with_fields(out: pd.DataFrame, columns: Sequence[Column], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:

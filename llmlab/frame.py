@@ -1,9 +1,8 @@
 """The pandas boundary: tables become prompts, outcomes become tables."""
 
-import itertools
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -11,9 +10,8 @@ import pandas as pd
 
 from llmlab.call import Reader
 from llmlab.columns import COLUMNS, Column, columns_table
-from llmlab.frontend import in_kernel
+from llmlab.fields import frame_of, show_as_text, with_fields
 from llmlab.plan import Plan
-from llmlab.fields import series, with_fields
 from llmlab.template import Template, did_you_mean
 from llmlab.types import Item, Message, Outcome, Prompt, Reply, Usage, asking, is_missing
 
@@ -125,30 +123,6 @@ def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
         index: The result's index, as long as `records`. None: 0, 1, 2, …
     """
     return frame_of(COLUMNS, records, pd.RangeIndex(len(records)) if index is None else index)
-
-
-def frame_of(columns: Sequence[Column], records: Sequence[Record], index: pd.Index) -> Frame:
-    """Make a frame with these columns and dtypes of records in their order."""
-    show_as_text()
-    values = zip(*records, strict=True) if records else itertools.repeat(())
-    data = {column.name: series(column, each, index) for column, each in zip(columns, values, strict=False)}
-    return pd.DataFrame(data, index=index)
-
-
-AS_TEXT = {"display.html.use_mathjax": False, "styler.html.mathjax": False, "styler.format.escape": "html"}
-"""pandas' options in a notebook: no formula in a frame is typeset, and no HTML in one that has a `style` runs."""
-
-
-@cache
-def show_as_text() -> None:
-    """Let pandas show as text whatever stands in frames, if this is a notebook's kernel.
-
-    Done once, when the first Lab or the first frame is made: who sets the options otherwise later has the last word.
-    Answers often hold a $, which JupyterLab takes for the beginning of a formula.
-    """
-    if in_kernel():
-        for name, value in AS_TEXT.items():
-            pd.set_option(name, value)
 
 
 @dataclass

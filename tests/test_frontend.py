@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llmlab.frame import AS_TEXT, show_as_text, to_frame
+from llmlab.fields import AS_TEXT, show_as_text
+from llmlab.frame import to_frame
 from llmlab.frontend import cell_at_work, frontend
 from llmlab.lab import Lab
 from llmlab.views import MAKERS, live_maker, maker

@@ -12,6 +12,7 @@
 Errors of the provider are never part of what is asked. The prompt is the original one again for whoever stands above.
 """
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from llmlab.call import Call, Handler, Reader
@@ -49,22 +50,32 @@ async def _until_it_fits(call: Call, reader: Reader, asked: Prompt, inner: Handl
     left, forms = reader.reask, FORMS
     while True:
         try:
-            return reader.read(await inner(call))
+            return _read(call, reader, await inner(call))
         except NoStructuredOutput as error:
             forms -= 1
             if forms < 0 or call.committed:
                 raise
-            _tell(call, error)
+            await _tell(call, error)
         except SchemaMismatch as misfit:
             left -= 1
             if left < 0 or not _may_help(call, misfit):
                 raise
-            _tell(call, misfit)
+            await _tell(call, misfit)
             call.kind, call.prompt = "reask", _corrected(asked, misfit)
 
 
-def _tell(call: Call, error: LLMError) -> None:
+def _read(call: Call, reader: Reader, reply: Reply) -> Reply:
+    try:
+        return reader.read(reply)
+    except SchemaMismatch:
+        if reply.usage is not None:
+            call.waste(reply.usage, reply.cost_usd)
+        raise
+
+
+async def _tell(call: Call, error: LLMError) -> None:
     call.emit(Retrying(call.index, call.attempts, 0.0, error))
+    await asyncio.sleep(0)  # a job that stops has cancelled the row by now: nothing more is sent
 
 
 def _may_help(call: Call, misfit: SchemaMismatch) -> bool:
