@@ -12,8 +12,11 @@ from llmlab.columns import Column
 from llmlab.frontend import in_kernel
 
 
-def frame_of(columns: Sequence[Column], records: Sequence[tuple[Any, ...]], index: pd.Index) -> pd.DataFrame:
-    """Make a frame with these columns and dtypes of records in their order."""
+def frame_of(
+    columns: Sequence[Column], records: Sequence[tuple[Any, ...]], index: pd.Index | None = None
+) -> pd.DataFrame:
+    """Make a frame with these columns and dtypes of records in their order; without an index count from 0."""
+    index = pd.RangeIndex(len(records)) if index is None else index
     show_as_text()
     values = zip(*records, strict=True) if records else itertools.repeat(())
     data = {column.name: series(column, each, index) for column, each in zip(columns, values, strict=False)}

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,6 @@ __all__ = [
 
 Frame: TypeAlias = pd.DataFrame
 """What a job's result is, for modules that leave pandas alone."""
-
-T = TypeVar("T")
 
 OVERRIDES = ("model", "temperature", "max_tokens", "system")
 
@@ -122,7 +120,7 @@ def to_frame(records: Sequence[Record], index: pd.Index | None = None) -> Frame:
         records: In the order of their rows.
         index: The result's index, as long as `records`. None: 0, 1, 2, …
     """
-    return frame_of(COLUMNS, records, pd.RangeIndex(len(records)) if index is None else index)
+    return frame_of(COLUMNS, records, index)
 
 
 @dataclass
@@ -229,7 +227,7 @@ def _refuse_conversation(values: list[Any]) -> None:
     raise TypeError("rows that are mappings of columns need template='…{column}…'")
 
 
-def check_row(make: Callable[[Any], T], value: object, label: object) -> T:
+def check_row(make: Callable[[Any], Any], value: object, label: object) -> Any:
     """Make a row; what is wrong with it is an error that names it."""
     try:
         return make(value)

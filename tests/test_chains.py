@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-import orjson
 import pandas as pd
 import pytest
 
@@ -14,41 +12,10 @@ import llmlab
 from llmlab.clock import run_virtual
 from llmlab.columns import COLUMNS
 from llmlab.errors import NotAsked
+from llmlab.logbook import JournalMismatch
+from tests.echo import Model, lab_on
 
 NAMES = [column.name for column in COLUMNS]
-
-
-class Model(httpx.AsyncBaseTransport):
-    """Answers "<prompt>" after `seconds`; prompts with a word of `bad` are refused."""
-
-    def __init__(self, seconds: float = 1.0, *, bad: tuple[str, ...] = (), answer: Callable[[str], str] | None = None):
-        self.seconds, self.bad = seconds, bad
-        self.answer = answer or (lambda prompt: f"<{prompt}>")
-        self.asked: list[str] = []
-        self.bodies: list[dict[str, Any]] = []
-        self.in_flight = self.most = 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        body = orjson.loads(await request.aread())
-        prompt = body["messages"][-1]["content"]
-        self.asked.append(prompt)
-        self.bodies.append(body)
-        self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
-        try:
-            await asyncio.sleep(self.seconds)
-        finally:
-            self.in_flight -= 1
-        if any(word in prompt for word in self.bad):
-            return httpx.Response(400, json={"error": {"message": "no", "type": "invalid_request_error"}})
-        message = {"role": "assistant", "content": self.answer(prompt)}
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return httpx.Response(200, json={"model": body["model"], "choices": [choice], "usage": usage})
-
-
-def lab_on(model: Model, **settings: Any) -> llmlab.Lab:
-    return llmlab.Lab("openai:m", api_key="k", transport=model, seed=1, progress=False, **settings)
 
 
 def run_many(model: Model, rows: Any, *, concurrency: int = 8, **settings: Any) -> pd.DataFrame:
@@ -339,8 +306,6 @@ def test_a_job_stopped_half_way_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_other_steps_on_the_same_journal_are_an_error_that_shows_them(tmp_path: Path) -> None:
     path = tmp_path / "run.sqlite"
     lab_on(Model(0)).run_chains("tea", [TWO], journal=path).result()
-    with pytest.raises(
-        llmlab.journal.JournalMismatch if hasattr(llmlab.journal, "JournalMismatch") else ValueError
-    ) as bad:
+    with pytest.raises(JournalMismatch) as bad:
         lab_on(Model(0)).run_chains("tea", [["other {context}"]], journal=path).result()
     assert "other {context}" in str(bad.value)
