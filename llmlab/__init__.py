@@ -21,6 +21,7 @@ from llmlab.policies.admit import Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
 from llmlab.policies.hedge import Hedge
+from llmlab.policies.pack import Pack
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.prices import Price
@@ -58,6 +59,7 @@ __all__ = [
     "Lab",
     "Message",
     "Outcome",
+    "Pack",
     "Price",
     "Prompt",
     "Rate",

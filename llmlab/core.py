@@ -21,6 +21,7 @@ from llmlab.logbook import Journal
 from llmlab.loops import Home
 from llmlab.order import Order
 from llmlab.policies.cache import Cache
+from llmlab.policies.pack import Pack
 from llmlab.pricelist import PriceBook
 from llmlab.prices import Price
 from llmlab.progress import say
@@ -274,10 +275,12 @@ class Core:
         if isinstance(prices, PriceBook) and prices.provider is not None and (unknown := prices.tell_unknown()):
             say(f"llmlab: {unknown}")
 
-    def _open(self) -> Ground:
-        """Called on the loop on which a job starts."""
+    def _open(self, pack: Pack | None = None) -> Ground:
+        """Called on the loop on which a job starts; `pack` is the job's own, instead of the strategy's."""
         self._route.bind()
-        return Ground(self.target, self.strategy.slots, self._route.lines)
+        handler = self.target if pack is None else self.target.packing(pack)
+        packed = self.strategy.pack if pack is None else pack
+        return Ground(handler, self.strategy.slots, self._route.lines, 1 if packed is None else packed.rows)
 
     def _single(self, priority: int) -> Lane:
         """A lane for one call, which can be paused alone."""

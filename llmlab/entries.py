@@ -12,7 +12,7 @@ class Attempt:
     n: int
     """1 for the row's first request in its run."""
     kind: str = "first"
-    """Why it was sent: first, retry, hedge, fallback or reask."""
+    """Why it was sent: first, packed, retry, hedge, fallback or reask."""
     target: str | None = None
     """Where to: "provider:model"."""
     queue_s: float = 0.0

@@ -31,6 +31,7 @@
         BadPayload
         StreamTruncated
         SchemaMismatch
+        PackGarbled
       LabClosed               the lab was closed first
 
 Codecs and the sender choose the class; its `Verdict` says what the policies make of it. Policies and
@@ -285,6 +286,12 @@ class SchemaMismatch(Garbled):
     def __init__(self, message: str, *, reply: Any = None) -> None:
         super().__init__(message)
         self.reply = reply
+
+
+class PackGarbled(Garbled):
+    """The one answer to several packed rows had nothing usable for this row, which is asked again by itself."""
+
+    verdict = Verdict(retry=True, fallback=True)  # the others may have theirs: the provider is well
 
 
 class LabClosed(LLMError):

@@ -49,13 +49,15 @@ class Attempted:
     cost_usd: float | None = None
     """Dollars for them; None when the tokens or the price are not known."""
     kind: Kind = "first"
-    """Why it was sent: first, retry, hedge, fallback or reask."""
+    """Why it was sent: first, packed, retry, hedge, fallback or reask."""
     target: str = ""
     """Where to: "provider:model"."""
     ttft_s: float | None = None
     """Seconds from sending to the first piece of text; None unless streamed."""
     itl_s: float | None = None
     """Mean seconds between pieces of text; None unless there were two."""
+    rows: int = 1
+    """Rows that shared the request: each has its share of the tokens and dollars."""
 
 
 @dataclass(frozen=True, slots=True)

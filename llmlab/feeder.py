@@ -244,11 +244,13 @@ class Feeder:
     @property
     def _ahead(self) -> int:
         """Rows to have standing in line, so that a freed slot never waits for the feeder."""
-        return LIVE_ROWS if self.ground.slots is None else max(16, self.ground.slots.limit)
+        ground = self.ground
+        return LIVE_ROWS if ground.slots is None else max(16, ground.slots.limit) * ground.rows_per_request
 
     @property
     def _most_alive(self) -> int:
-        return LIVE_ROWS if self.ground.slots is None else max(LIVE_ROWS, 4 * self.ground.slots.limit)
+        ground = self.ground
+        return max(LIVE_ROWS, 0 if ground.slots is None else 4 * ground.slots.limit * ground.rows_per_request)
 
     def _make_room(self) -> None:
         # Half empty before it is filled again: the feeder wakes once for many rows.

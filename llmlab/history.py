@@ -20,7 +20,8 @@ from llmlab.rules.rate import Learned, Pause
 ATTEMPTS: tuple[Column, ...] = (
     Column("position", "int64", "", "the row's position in the input, from 0"),
     Column("attempt", "int64", "", "1 for the row's first request"),
-    Column("kind", "string", "", "first, retry, hedge, fallback or reask (the answer before did not fit its schema)"),
+    Column("kind", "string", "", "first, packed (with other rows), retry, hedge, fallback or reask (it did not fit)"),
+    Column("rows", "int64", "", "rows that shared the request: its tokens and cost are shared out; 1 unless packed"),
     Column("why", "string", "", "first, the error class of the attempt before, or slow (a hedge)"),
     Column("target", "string", "", "where it was sent: provider:model"),
     Column("status", "string", "", "ok or error"),
@@ -93,6 +94,7 @@ class History:
                 event.index,
                 event.attempt,
                 event.kind,
+                event.rows,
                 why,
                 event.target,
                 "ok" if error is None else "error",

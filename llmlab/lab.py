@@ -1,6 +1,7 @@
 """The door: one provider, one strategy, one line that all jobs share."""
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ from llmlab.combining import Combining
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
-from llmlab.progress import line_of
-from llmlab.settings import budget_of, check_priority
+from llmlab.policies.pack import Pack
+from llmlab.progress import line_of, say
+from llmlab.settings import budget_of, check_priority, pack_of
 from llmlab.streaming import Many, Streaming, frame_of, one
 from llmlab.submitting import Submitting, only_reply
 from llmlab.typed import REASK, reader_of
@@ -129,6 +131,7 @@ class Lab(Combining, Submitting, Streaming):
         budget_usd: float | None = None,
         budget_tokens: int | None = None,
         priority: int = NORMAL,
+        pack: int | Pack | None = None,
         progress: bool | None = None,
     ) -> Job[pd.DataFrame]:
         """Answer many prompts concurrently; one row each, in input order.
@@ -166,6 +169,10 @@ class Lab(Combining, Submitting, Streaming):
             budget_tokens: Tokens that it may use, input and output together; likewise.
             priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low. Jobs of one class share the lab
                 evenly by tokens; who has waited a minute counts as one class more urgent.
+            pack: Ask up to so many short rows in one request, whose answer is taken apart again; or a Pack with
+                settings of its own. A row that has no usable part in it is asked again by itself; tokens and cost are
+                shared out. Streaming is off then; typed answers have a request each. None: as the strategy does,
+                which is not at all by default.
             progress: Show a line of progress. None: as the lab does.
 
         Returns:
@@ -191,5 +198,18 @@ class Lab(Combining, Submitting, Streaming):
             settings["chain"] = Steps(chain).known_as
         view = maker(line_of, wanted=self._progress if progress is None else progress)
         keeper = None if journal is None else self._keeper(Journal(journal, durability=durability), settings, reader)
+        packing = pack_of(pack, typed=reader is not None and chain is None)
+        if packing is not None and stream:
+            stream = False
+            say("llmlab: streaming is off, as rows are packed: ttft_ms stays empty")
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
-        return self._job("run_many", rows, stream=stream, view=view, finish=frame_of, journal=keeper, lane=lane)
+        return self._job(
+            "run_many",
+            rows,
+            stream=stream,
+            view=view,
+            finish=frame_of,
+            journal=keeper,
+            lane=lane,
+            open_ground=None if packing is None else partial(self._open, packing),
+        )

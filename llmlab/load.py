@@ -23,6 +23,8 @@ class Ground:
     """The stack's limit of requests in flight, if it has one."""
     lines: tuple[tuple[str, Admit], ...] = ()
     """The line of each target, by its name: "provider:model"."""
+    rows_per_request: int = 1
+    """Rows that may share a request: so many more are taken, for requests to be had."""
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a Lab is given, read and checked: its targets, its strategy with the limits asked for, priorities, budgets."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ import httpx
 from llmlab.call import PRIORITIES
 from llmlab.loops import Home
 from llmlab.policies.cache import Cache
+from llmlab.policies.pack import Pack
 from llmlab.prices import Price, read_prices
 from llmlab.providers import connect
 from llmlab.rules.adapt import Controller
@@ -120,6 +122,27 @@ def limit_of(strategy: Strategy) -> Slots | Adaptive:
     if strategy.slots is None:
         raise ValueError(f"the strategy {strategy.name!r} has no Admit with Slots, so no concurrency to set")
     return strategy.slots
+
+
+def pack_of(pack: object, *, typed: bool = False) -> Pack | None:
+    """A fresh Pack for one job: of a number of rows, or a user's own.
+
+    Args:
+        pack: Either. None: none.
+        typed: Whether all answers are, which are not packed.
+
+    Raises:
+        TypeError, ValueError: it is neither, no number of at least 1, or nothing could be packed.
+    """
+    if pack is None:
+        return None
+    if typed:
+        raise ValueError("pack and schema exclude each other: a typed answer has a request of its own")
+    if isinstance(pack, Pack):
+        return replace(pack)
+    if isinstance(pack, bool) or not isinstance(pack, int):
+        raise TypeError(f"pack must be a number of rows or a Pack, not {pack!r}")
+    return Pack(pack)
 
 
 def check_priority(priority: object) -> None:

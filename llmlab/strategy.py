@@ -9,6 +9,7 @@ from llmlab.policies.admit import QUEUE, Admit
 from llmlab.policies.cache import Cache
 from llmlab.policies.fallback import Fallback
 from llmlab.policies.hedge import Hedge
+from llmlab.policies.pack import Pack
 from llmlab.policies.reask import Reask
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
@@ -61,6 +62,7 @@ class Strategy:
         cache: Cache | None = None,
         fallback: Fallback | None = None,
         queue: int | None = None,
+        pack: Pack | None = None,
     ) -> "Strategy":
         """The stack a Lab uses unless told otherwise.
 
@@ -79,12 +81,15 @@ class Strategy:
             cache: Keep answers on disk. None: no cache, and rows that ask the same are each asked.
             fallback: Go on to the lab's further targets. None: a lab that has some puts a Fallback() there.
             queue: Requests in line from which on a further one of `lab.run` is refused. None: 10,000.
+            pack: Ask several short rows in one request. None: each row has its own.
         """
         stack: tuple[Policy | None, ...] = (
             # A hit costs nothing, so nothing below may see it.
             cache,
             # The row's promise: covers every attempt and every wait, so it stands outside all of them.
             Timeout(total=total) if total is not None else None,
+            # Below what holds for a row, above what makes requests: a full pack is one call to all that follows.
+            pack,
             # Only when the whole stack below has given up on a target is the next one asked.
             fallback,
             # Above Admit: a row that sleeps holds no slot, and comes back to its old place in line.
@@ -111,6 +116,12 @@ class Strategy:
     def with_cache(self, cache: Cache) -> "Strategy":
         """The same with a cache outermost, in place of its own if it has one."""
         return replace(self, policies=(cache, *(each for each in self.policies if not isinstance(each, Cache))))
+
+    def with_pack(self, pack: Pack) -> "Strategy":
+        """The same, its policies shared, with rows packed below what holds for a row as a whole."""
+        policies = tuple(each for each in self.policies if not isinstance(each, Pack))
+        above = _rows_own(policies)
+        return replace(self, policies=(*policies[:above], pack, *policies[above:]))
 
     def with_fallback(self) -> "Strategy":
         """The same with a Fallback below what holds for a row as a whole (Cache, Timeout(total)), if it has none."""
@@ -158,6 +169,11 @@ class Strategy:
         return next((policy for policy in self.policies if isinstance(policy, Fallback)), None)
 
     @property
+    def pack(self) -> Pack | None:
+        """The policy that asks several rows in one request, if the stack has one."""
+        return next((policy for policy in self.policies if isinstance(policy, Pack)), None)
+
+    @property
     def slots(self) -> Slots | Adaptive | None:
         """The rule that limits requests in flight, if the stack has one."""
         rules = () if self.admit is None else self.admit.rules
@@ -179,7 +195,9 @@ def _slots(concurrency: int | Controller | Literal["auto"]) -> Slots | Adaptive:
 
 def _rows_own(policies: tuple[Policy, ...]) -> int:
     """How many of the outermost policies hold for a row as a whole, over all its targets."""
-    whole = [isinstance(each, Cache) or (isinstance(each, Timeout) and each.total is not None) for each in policies]
+    whole = [
+        isinstance(each, Cache | Pack) or (isinstance(each, Timeout) and each.total is not None) for each in policies
+    ]
     return whole.index(False) if False in whole else len(whole)
 
 

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from llmlab.call import Call, Handler
 from llmlab.loops import Home
 from llmlab.policies.admit import Admit
+from llmlab.policies.pack import Pack
 from llmlab.providers.endpoint import Provider
 from llmlab.rule import Budget
 from llmlab.strategy import Strategy
@@ -30,10 +32,17 @@ class Target:
 
     async def __call__(self, call: Call) -> Reply:
         """Answer the call."""
+        return await self._answer(self._stack, call)
+
+    def packing(self, pack: Pack) -> Handler:
+        """What answers calls by the same stack, its limits and connections shared, with rows packed."""
+        return partial(self._answer, self.strategy.with_pack(pack).handler(self.provider))
+
+    async def _answer(self, stack: Handler, call: Call) -> Reply:
         provider = self.provider
         call.provider, call.model = provider.name, call.prompt.model or provider.model
         call.price = provider.prices.get(call.model)
-        return await self._stack(call)
+        return await stack(call)
 
     def move_in(self) -> None:
         """Live on the running loop. What belonged to another one is made anew; what was spent stays spent."""

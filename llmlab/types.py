@@ -13,7 +13,7 @@ JSON: TypeAlias = dict[str, Any]
 
 Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
 Status: TypeAlias = Literal["ok", "error", "cancelled"]
-Kind: TypeAlias = Literal["first", "retry", "hedge", "fallback", "reask"]
+Kind: TypeAlias = Literal["first", "packed", "retry", "hedge", "fallback", "reask"]
 """Why a request was sent."""
 Form: TypeAlias = Literal["json_schema", "json_object", "instructions"]
 """How a model is held to a JSON schema; see `llmlab.providers.forms`."""

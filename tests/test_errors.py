@@ -88,6 +88,7 @@ TABLE_G = {
     "BadPayload":       (True,  None,   False, True,  True,  False),  # the table says once; see errors.py
     "StreamTruncated":  (True,  None,   False, True,  True,  False),  # while nothing is shown: Retry's part
     "SchemaMismatch":   (False, None,   False, False, True,  False),  # asked again as often as was wanted
+    "PackGarbled":      (True,  None,   False, False, True,  False),  # the row alone: Pack's part
     "LabClosed":        (False, None,   False, False, False, False),  # our own end, not the provider's
 }  # fmt: skip
 
