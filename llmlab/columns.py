@@ -27,7 +27,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("status", "string", "", "ok, error or cancelled"),
     Column("error", "string", "", "why there is no answer, in words; missing when ok"),
     Column("error_type", "string", "", "the error's class, as in llmlab.errors; missing when ok"),
-    Column("latency_ms", "float64", "ms", "the successful attempt, from sending to the complete answer"),
+    Column(
+        "latency_ms",
+        "float64",
+        "ms",
+        "the successful attempt, from sending to the complete answer; missing from a batch",
+    ),
     Column("ttft_ms", "float64", "ms", "time to the first piece of text; missing unless streamed"),
     Column("queue_ms", "float64", "ms", "waiting for admission, all attempts together"),
     Column("wait_ms", "float64", "ms", "backing off between attempts"),

@@ -27,6 +27,7 @@
         AuthFailed
         PermissionDenied
         NotFound
+        BatchExpired
       Garbled                 an answer came and is no answer
         BadPayload
         StreamTruncated
@@ -248,6 +249,12 @@ class NotFound(Refused):
     """No such model, or no such path (404)."""
 
     verdict = Verdict(fallback=True)
+
+
+class BatchExpired(Refused):
+    """The provider did not get to the row within the 24 hours that it has for a batch; it bills nothing for it."""
+
+    verdict = Verdict(retry=True, fallback=True)
 
 
 class Garbled(LLMError):

@@ -123,6 +123,16 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """A provider's Batch API has told how far it is; the rows' results are still to come."""
+
+    done: int
+    """Rows worked on."""
+    failed: int
+    """Those of them that failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The job takes no further rows: an error that no retry can mend, or the user's wish."""
 
@@ -130,7 +140,7 @@ class Stopped:
     """Why, for a person."""
 
 
-Event: TypeAlias = Admitted | Attempted | Delta | Following | Retrying | Rerouted | Told | Finished | Stopped
+Event: TypeAlias = Admitted | Attempted | Delta | Following | Retrying | Rerouted | Told | Finished | Reported | Stopped
 Listener: TypeAlias = Callable[[Any], None]
 
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from llmlab.events import Bus, Finished
 from llmlab.feeder import Feeder
@@ -19,7 +19,7 @@ from llmlab.heap import set_aside
 from llmlab.history import History
 from llmlab.keeper import Keeper
 from llmlab.live import Look
-from llmlab.load import Ground
+from llmlab.load import Ground, Work
 from llmlab.loops import Home
 from llmlab.order import Order, Tuner
 from llmlab.progress import Progress, say
@@ -40,6 +40,9 @@ class Job(Handle[T]):
     waited for. A row's failure is data in its row; only the job's own failure raises.
     """
 
+    SPARES_COLLECTOR: ClassVar[bool] = True
+    """Whether it makes objects so fast that the garbage collector is best kept out of it."""
+
     def __init__(
         self,
         name: str,
@@ -55,7 +58,7 @@ class Job(Handle[T]):
         """The job's events."""
         self._order, self._open, self._finish = order, open_ground, finish
         self._tuner = tuner
-        self._feeder: Feeder | None = None
+        self._feeder: Work | None = None
         self._records: dict[int, Record] = {}
         self.last: Outcome | None = None
         """The outcome of the row settled last, with the whole Reply; the frame has those before."""
@@ -73,10 +76,13 @@ class Job(Handle[T]):
     def _make(self) -> Coroutine[Any, Any, T]:
         ground = self._ground = self._open()
         keeper = None if self._order.journal is None else self._order.journal(self.bus)
-        self._feeder = Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
-        feeder = self._feeder
+        feeder = self._feeder = self._work(ground, keeper)
         self._gauges = Gauges(self.bus, ground.lines, lambda: feeder.waits_for, self._order.lane)
         return self._main(feeder, keeper, ground)
+
+    def _work(self, ground: Ground, keeper: Keeper | None) -> Work:
+        """Make what settles the rows."""
+        return Feeder(self._order.load(), ground, self.bus, self._keep, keeper)
 
     def _settle(self) -> None:
         self._showing.settle()
@@ -85,16 +91,17 @@ class Job(Handle[T]):
         self._records[outcome.index] = self._order.rows.record(outcome)
         self.last = outcome
 
-    async def _main(self, feeder: Feeder, keeper: Keeper | None, ground: Ground) -> T:
+    async def _main(self, feeder: Work, keeper: Keeper | None, ground: Ground) -> T:
         if keeper is not None:
             await keeper.open(self._journal_failed)
         self._showing.begin(self, self._order.view)
         if self._stopped is not None:
             feeder.stop(self._stopped)
         total = self._order.rows.total
+        many = self.SPARES_COLLECTOR and (total is None or total >= MANY_ROWS)
         deaf = [forward(name, line, self.bus) for name, line in ground.lines]
         try:
-            with set_aside() if total is None or total >= MANY_ROWS else contextlib.nullcontext():
+            with set_aside() if many else contextlib.nullcontext():
                 await feeder.go()
         finally:
             for unsubscribe in deaf:

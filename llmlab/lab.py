@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from llmlab.batch.verbs import Batching
 from llmlab.call import NORMAL
 from llmlab.chains import Chain, Steps, read_chain
 from llmlab.combining import Combining
@@ -23,7 +24,7 @@ from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
 
-class Lab(Combining, Submitting, Streaming):
+class Lab(Batching, Combining, Submitting, Streaming):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.

@@ -104,7 +104,7 @@ class Live:
 
     def _finished(self, event: Finished) -> None:
         reply = event.outcome.reply
-        if reply is not None:
+        if reply is not None and not math.isnan(reply.latency_s):
             self._latencies.append(reply.latency_s)
 
     def _told(self, event: Told) -> None:
@@ -127,7 +127,12 @@ class Live:
             look: The look to complete.
         """
         counts = self._progress.now
-        look.total, look.done, look.errors, look.cancelled = counts.total, counts.done, counts.errors, counts.cancelled
+        look.total, look.done, look.errors, look.cancelled = (
+            counts.total,
+            counts.reached,
+            counts.failed,
+            counts.cancelled,
+        )
         look.ok = look.done - look.errors - look.cancelled
         look.elapsed_s = 0.0 if self._began is None else now - self._began
         look.retries, look.retried, look.kinds = counts.retries, _top(counts.retried), _top(counts.kinds)

@@ -49,6 +49,31 @@ class Load:
     """Reads the answers into what was asked for. None: they are text."""
 
 
+class Work(Protocol):
+    """What settles a job's rows, each exactly once; see `llmlab.feeder.Feeder`. Lives on the lab's loop."""
+
+    async def go(self) -> None:
+        """Settle all rows, or as many as there are until somebody stops it."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """Bring it to an end soon; rows not yet settled become `cancelled`."""
+        ...
+
+    def keep_only(self, index: int) -> None:
+        """Go on with one row alone."""
+        ...
+
+    def drop(self, index: int) -> None:
+        """Cancel one row."""
+        ...
+
+    @property
+    def waits_for(self) -> str:
+        """What the job waits for while nobody of it stands in line."""
+        ...
+
+
 class Store(Protocol):
     """Where rows are written down before they are reported; see `llmlab.keeper.Keeper`."""
 

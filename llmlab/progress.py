@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmlab.events import Attempted, Bus, Finished, Retrying
+from llmlab.events import Attempted, Bus, Finished, Reported, Retrying
 
 IN_TERMINAL, ELSEWHERE = 0.1, 1.0
 """Seconds between two drawings."""
@@ -29,6 +29,10 @@ class Snapshot:
     """Rows settled."""
     errors: int = 0
     """Rows that ended as an error."""
+    reported: int = 0
+    """Rows of a batch that its provider has worked on, whether or not their results have come."""
+    reported_errors: int = 0
+    """Those of them that failed there."""
     cancelled: int = 0
     """Rows that were cancelled."""
     retries: int = 0
@@ -44,6 +48,16 @@ class Snapshot:
     retried: Counter[str] = field(default_factory=Counter)
     """Attempts repeated, by the class of the error before."""
 
+    @property
+    def reached(self) -> int:
+        """How far the job is: rows settled, or worked on elsewhere."""
+        return max(self.done, self.reported)
+
+    @property
+    def failed(self) -> int:
+        """Rows known to have failed, here or elsewhere."""
+        return max(self.errors, self.reported_errors)
+
 
 class Progress:
     """Folds a job's events into a Snapshot. Draws nothing."""
@@ -53,6 +67,7 @@ class Progress:
         bus.subscribe(self._finished, Finished)
         bus.subscribe(self._attempted, Attempted)
         bus.subscribe(self._retrying, Retrying)
+        bus.subscribe(self._reported, Reported)
 
     def _finished(self, event: Finished) -> None:
         self.now.done += 1
@@ -62,6 +77,9 @@ class Progress:
             self.now.cancelled += outcome.status == "cancelled"
             if outcome.status == "error":
                 self.now.kinds[type(outcome.error).__name__] += 1
+
+    def _reported(self, event: Reported) -> None:
+        self.now.reported, self.now.reported_errors = event.done, event.failed
 
     def _attempted(self, event: Attempted) -> None:
         if event.usage is not None:
@@ -104,7 +122,9 @@ class TextBar:
         now = self._progress.now
         self._bar.total = now.total  # of a tree it may turn out to be another one
         self._bar.set_postfix_str(describe(now), refresh=False)
-        if now.done == self._bar.n or not self._bar.update(now.done - self._bar.n):
+        if now.total != self._bar.total:  # a batch taken up by its id tells how many rows it has
+            self._bar.total = now.total
+        if now.reached == self._bar.n or not self._bar.update(now.reached - self._bar.n):
             self._bar.refresh()
 
     def close(self) -> None:
@@ -122,7 +142,7 @@ def describe(now: Snapshot) -> str:
     """The counts of a snapshot in words, those that are not zero."""
     tokens = now.input_tokens + now.output_tokens
     parts = (
-        _count(now.errors, "error", "errors"),
+        _count(now.failed, "error", "errors"),
         _count(now.retries, "retry", "retries"),
         f"{_short(tokens)} tokens" if tokens else "",
         f"${now.cost_usd:.4f}" if now.cost_usd is not None else "",

@@ -12,6 +12,7 @@ so that what looks at a row's state need not read through them. Texts that UTF-8
 
 import contextlib
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -278,7 +279,7 @@ def _reply(cells: Sequence[Any], reasoning: Any, content: Any) -> Reply | None:
     return Reply(
         _read(content) or "", _read(reason) or "", _read(provider) or "", _read(model) or "", _usage(tokens),
         _read(request_id), _read(reasoning) or "", () if tools is None else tuple(json.loads(tools)),
-        latency_s, ttft_s, cost_usd, bool(cache_hit), itl_s,
+        math.nan if latency_s is None else latency_s, ttft_s, cost_usd, bool(cache_hit), itl_s,
     )  # fmt: skip
 
 

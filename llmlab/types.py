@@ -244,7 +244,7 @@ class Reply:
     tool_calls: tuple[JSON, ...] = ()
     """Tool calls, in the provider's own form."""
     latency_s: float = 0.0
-    """Seconds from sending the successful attempt to the end of its answer."""
+    """Seconds from sending the successful attempt to the end of its answer; nan from a Batch API, which has none."""
     ttft_s: float | None = None
     """Seconds from sending to the first piece of text; None unless streamed."""
     cost_usd: float | None = None

@@ -84,6 +84,7 @@ TABLE_G = {
     "AuthFailed":       (False, None,   False, False, True,  True),   # Auth: "mark the key bad"
     "PermissionDenied": (False, None,   False, False, True,  False),  # Permission
     "NotFound":         (False, None,   False, False, True,  False),  # ModelNotFound
+    "BatchExpired":     (True,  None,   False, False, True,  False),  # section C: resend
     "Garbled":          (True,  None,   False, True,  True,  False),  # as StreamTruncated
     "BadPayload":       (True,  None,   False, True,  True,  False),  # the table says once; see errors.py
     "StreamTruncated":  (True,  None,   False, True,  True,  False),  # while nothing is shown: Retry's part

@@ -9,6 +9,7 @@ from llmlab.pricelist import PriceBook
 from llmlab.prices import Price
 from llmlab.providers.endpoint import Provider, Secret
 from llmlab.providers.openai import OpenAI
+from llmlab.providers.openai_batches import OpenAIBatches
 from llmlab.providers.presets import PRESETS, Preset
 from llmlab.sim.transport import Simulator
 from llmlab.template import did_you_mean
@@ -40,7 +41,7 @@ def connect(
     if name == SIMULATED:
         sender = transport or Simulator(seed=seed or 0)
         url = base_url or "http://simulated/v1"
-        return Provider(name, OpenAI(), model_name, url, transport=sender, prices=book)
+        return Provider(name, OpenAI(), model_name, url, transport=sender, prices=book, batches=OpenAIBatches())
     preset = PRESETS[name]
     key = _key(name, preset, api_key, needed=base_url is None and not isinstance(transport, Simulator))
     if key is not None and httpx.URL(base_url or "").userinfo:
@@ -54,6 +55,7 @@ def connect(
         key_hint=_key_hint(preset),
         transport=transport,
         prices=book,
+        batches=preset.batches(),
     )
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import httpx
 
 from llmlab.call import Call
-from llmlab.errors import AuthFailed, BadPayload, Dropped, LLMError, StreamTruncated
+from llmlab.errors import AuthFailed, BadPayload, Dropped, LLMError, StreamTruncated, TimedOut
 from llmlab.events import Attempted, Delta
 from llmlab.prices import Price, Prices
 from llmlab.providers.base import Codec, Draft
+from llmlab.providers.batches import BatchAPI
 from llmlab.providers.forms import Forms
-from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Sender
+from llmlab.providers.http import AiohttpSender, Answer, HttpxSender, Request, Sender
 from llmlab.providers.limits import levels
 from llmlab.providers.sse import BOM, ServerEvent, Splitter
 from llmlab.types import Reply
@@ -26,6 +27,8 @@ from llmlab.version import __version__
 
 AFTERWORD = 2.0
 """Seconds for which token counts and the last word are waited for once an answer is complete."""
+CONNECT = 30.0
+"""Seconds within which a connection must stand for a request beside the completions."""
 DRAIN = 0.1
 """Seconds for reading a stream to its end after its last word: the connection can then be used again."""
 
@@ -70,6 +73,8 @@ class Provider:
     """The user's own transport. None: llmlab's own connections."""
     prices: Prices = field(default_factory=dict[str, Price], repr=False)
     """Known prices by model."""
+    batches: BatchAPI | None = field(default=None, repr=False)
+    """Its Batch API, if it has one that llmlab speaks."""
     sender: Sender = field(init=False, repr=False)
     """The connections."""
     forms: Forms = field(init=False, repr=False)
@@ -114,6 +119,40 @@ class Provider:
             raise
         finally:
             exchange.report(error)
+
+    async def request(
+        self, method: str, path: str, body: bytes = b"", kind: str = "application/json", *, within: float = 60.0
+    ) -> bytes:
+        """Send a request that asks for no completion, and read its whole answer.
+
+        Args:
+            method: HTTP method.
+            path: Appended to the base URL, as the codec's is.
+            body: Its body.
+            kind: The body's content type.
+            within: Seconds for all of it.
+
+        Raises:
+            LLMError: whatever the network did, or the error that the answer stands for.
+        """
+        request = Request(method, _url(self.base_url, path), body, kind)
+        try:
+            async with asyncio.timeout(within):
+                return await self._fetch(request, min(within, CONNECT))
+        except TimeoutError:
+            raise TimedOut(f"no whole answer to {method} {path} within {within:g} s", phase="attempt") from None
+        except LLMError as failure:
+            self._explain(failure)
+            raise
+
+    async def _fetch(self, request: Request, connect_timeout: float) -> bytes:
+        answer = await self.sender.send(request, connect_timeout)
+        try:
+            if not 200 <= answer.status < 300:  # noqa: PLR2004
+                raise self.codec.error(answer.status, _lowered(answer.headers), await _what_came(answer))
+            return await answer.read()
+        finally:
+            await answer.aclose()
 
     def _explain(self, error: LLMError) -> None:
         if self.key is not None:
@@ -161,8 +200,7 @@ class _Exchange:
     async def _read(self, answer: Answer) -> None:
         self.call.levels = levels(answer.headers)
         if not 200 <= answer.status < 300:  # noqa: PLR2004
-            headers = {name.lower(): value for name, value in answer.headers.items()}
-            raise self.codec.error(answer.status, headers, await _what_came(answer))
+            raise self.codec.error(answer.status, _lowered(answer.headers), await _what_came(answer))
         if self.call.stream:
             await self._read_stream(answer.chunks())
         else:
@@ -277,6 +315,10 @@ async def _head(chunks: AsyncIterator[bytes]) -> bytes:
     return head
 
 
+def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
 async def _what_came(answer: Answer) -> bytes:
     """The body of an error; if it was cut off, its status still says most."""
     try:
@@ -289,6 +331,8 @@ def _url(base_url: str, path: str) -> httpx.URL:
     url = httpx.URL(base_url)
     base, question, query = url.raw_path.decode().partition("?")
     base = base.rstrip("/")
+    if query and "?" in path:
+        question = "&"
     if base.endswith("/v1") and path.startswith("/v1/"):
         base = base.removesuffix("/v1")  # an Anthropic base URL written the way OpenAI's is
     return url.copy_with(raw_path=f"{base}{path}{question}{query}".encode())

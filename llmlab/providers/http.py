@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.request import getproxies, proxy_bypass
 
@@ -47,6 +48,20 @@ class Answer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to another URL than completions go to, as those of a Batch API."""
+
+    method: str
+    """HTTP method."""
+    url: httpx.URL
+    """Where to: the same server, as the key goes along."""
+    body: bytes = b""
+    """Its body."""
+    kind: str = "application/json"
+    """The body's content type."""
+
+
 class Sender(Protocol):
     """Sends to one URL, with the same headers every time. Lives on one event loop."""
 
@@ -60,6 +75,10 @@ class Sender(Protocol):
         Raises:
             LLMError: Unreachable or Unsendable, whatever the network did.
         """
+        ...
+
+    async def send(self, request: Request, connect_timeout: float | None) -> Answer:
+        """Send to another URL, with the same headers; arguments and errors as of `post`."""
         ...
 
     async def aclose(self) -> None:
@@ -80,8 +99,18 @@ class HttpxSender:
 
     async def post(self, body: bytes, connect_timeout: float | None) -> Answer:
         """Send one request."""
+        return await self._send("POST", self._url, self._headers, body, connect_timeout)
+
+    async def send(self, request: Request, connect_timeout: float | None) -> Answer:
+        """Send to another URL."""
+        headers = httpx.Headers({**self._headers, "content-type": request.kind})
+        return await self._send(request.method, request.url, headers, request.body, connect_timeout)
+
+    async def _send(
+        self, method: str, url: httpx.URL, headers: httpx.Headers, body: bytes, connect_timeout: float | None
+    ) -> Answer:
         limits = {"timeout": {"connect": connect_timeout}}
-        request = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=limits)
+        request = httpx.Request(method, url, headers=headers, content=body, extensions=limits)
         try:
             return _HttpxAnswer(await self._transport.handle_async_request(request))
         except Exception as error:
@@ -135,6 +164,15 @@ class AiohttpSender:
             failure = _plain(error)
         raise failure
 
+    async def send(self, request: Request, connect_timeout: float | None) -> Answer:
+        """Send to another URL."""
+        wire = self._wire or await self._open()
+        try:
+            return _AiohttpAnswer(await wire.send(request, connect_timeout))
+        except Exception as error:  # noqa: BLE001  sorted out by _plain
+            failure = _plain(error)
+        raise failure
+
     async def _open(self) -> "_Wire":
         self._wire = wire = _Wire(self._url, self._headers)
         await wire.keep()
@@ -163,7 +201,7 @@ class _Wire:
         import aiohttp  # noqa: PLC0415  see above
         from yarl import URL  # noqa: PLC0415
 
-        self._timeout = aiohttp.ClientTimeout
+        self._timeout, self._make_url = aiohttp.ClientTimeout, URL
         self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
         self._url = URL(str(url), encoded=True)
         self._loop = asyncio.get_running_loop()
@@ -180,12 +218,25 @@ class _Wire:
         )
 
     async def post(self, body: bytes, connect_timeout: float | None) -> "aiohttp.ClientResponse":
-        timeout = self._timeouts.get(connect_timeout)
-        if timeout is None:
-            timeout = self._timeout(sock_connect=connect_timeout)
-            self._timeouts[connect_timeout] = timeout
+        timeout = self._within(connect_timeout)
         # Redirects are not followed: the key would go to whoever is named.
         return await self._session.post(self._url, data=body, timeout=timeout, allow_redirects=False)
+
+    async def send(self, request: Request, connect_timeout: float | None) -> "aiohttp.ClientResponse":
+        return await self._session.request(
+            request.method,
+            self._make_url(str(request.url), encoded=True),
+            data=request.body or None,
+            headers={"content-type": request.kind},
+            timeout=self._within(connect_timeout),
+            allow_redirects=False,
+        )
+
+    def _within(self, connect_timeout: float | None) -> "aiohttp.ClientTimeout":
+        timeout = self._timeouts.get(connect_timeout)
+        if timeout is None:
+            timeout = self._timeouts[connect_timeout] = self._timeout(sock_connect=connect_timeout)
+        return timeout
 
     async def keep(self) -> None:
         # The loop closes its async generators before it closes itself, also at the end of asyncio.run: this one

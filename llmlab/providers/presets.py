@@ -10,8 +10,11 @@ from functools import partial
 from types import MappingProxyType
 
 from llmlab.providers.anthropic import Anthropic
+from llmlab.providers.anthropic_batches import AnthropicBatches
 from llmlab.providers.base import Codec
+from llmlab.providers.batches import BatchAPI
 from llmlab.providers.openai import OpenAI
+from llmlab.providers.openai_batches import OpenAIBatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Preset:
     """Environment variables that may hold the key, the first one set wins."""
     key_required: bool = True
     """Whether it answers nobody without a key."""
+    batches: Callable[[], BatchAPI | None] = lambda: None
+    """Makes its Batch API, if it has one that llmlab speaks."""
 
 
 _COMPATIBLE = partial(OpenAI, max_tokens_field="max_tokens", developer_role=False)
@@ -33,8 +38,8 @@ _COMPATIBLE = partial(OpenAI, max_tokens_field="max_tokens", developer_role=Fals
 _SCHEMA_ONLY = partial(_COMPATIBLE, forms=("json_schema",))
 
 _PRESETS = {
-    "openai": Preset(OpenAI, "https://api.openai.com/v1", ("OPENAI_API_KEY",)),
-    "anthropic": Preset(Anthropic, "https://api.anthropic.com", ("ANTHROPIC_API_KEY",)),
+    "openai": Preset(OpenAI, "https://api.openai.com/v1", ("OPENAI_API_KEY",), batches=OpenAIBatches),
+    "anthropic": Preset(Anthropic, "https://api.anthropic.com", ("ANTHROPIC_API_KEY",), batches=AnthropicBatches),
     "azure": Preset(partial(OpenAI, auth="api-key"), None, ("AZURE_OPENAI_API_KEY",)),
     "deepseek": Preset(partial(_COMPATIBLE, forms=("json_object",)), "https://api.deepseek.com", ("DEEPSEEK_API_KEY",)),
     "gemini": Preset(
