@@ -1,4 +1,4 @@
-"""What happens while a job runs, as small frozen values, and the one Bus that hands them out.
+"""What happens while a job runs, as small frozen values (but for Delta), and the one Bus that hands them out.
 
 `emit` is synchronous, never awaits and never raises: a listener that raises is logged and dropped, and the
 run goes on. A kind of event nobody listens to costs one dictionary look-up. Times are seconds of the
@@ -60,7 +60,7 @@ class Attempted:
     """Rows that shared the request: each has its share of the tokens and dollars."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as the others are: one is made for each token, and that takes a third of the time
 class Delta:
     """A piece of a streamed answer's text."""
 

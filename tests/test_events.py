@@ -44,11 +44,11 @@ def test_there_is_an_example_of_every_event() -> None:
 
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: type(event).__name__)
-def test_an_event_is_frozen_and_small(event: Any) -> None:
-    name = dataclasses.fields(event)[0].name
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(event, name, None)
+def test_an_event_is_small_and_but_for_tokens_frozen(event: Any) -> None:
     assert not hasattr(event, "__dict__")
+    if not isinstance(event, Delta):  # made for each token: freezing one takes as long as all else that emits it
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(event, dataclasses.fields(event)[0].name, None)
 
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: type(event).__name__)
