@@ -8,6 +8,7 @@ passes over what is of the class tex2jax_ignore (up to its version 2) or mathjax
 from html import escape
 
 from llmlab.live import Look
+from llmlab.prices import dollars
 
 MINUTE, HOUR = 60.0, 3600.0
 _CELL = "padding:1px 12px 1px 0;text-align:left;vertical-align:top"
@@ -25,7 +26,7 @@ def lines(look: Look) -> list[tuple[str, str]]:
     if look.input_tokens or look.output_tokens:
         said.append(("tokens", f"{count(look.input_tokens)} in, {count(look.output_tokens)} out"))
     if look.cost_usd is not None:
-        said.append(("cost", f"${look.cost_usd:.4f}"))
+        said.append(("cost", dollars(look.cost_usd)))
     if look.bound_by:
         said.append(("bound by", look.bound_by))
     return [*said, *(("note", note) for note in look.notes)]

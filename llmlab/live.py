@@ -114,7 +114,7 @@ class Live:
         elif isinstance(what, Transition):
             self._parked.pop(f"breaker {target}", None)
             if what.new == "open":
-                self._parked[f"breaker {target}"] = what.at + what.lasts, f"provider is down ({what.reason})"
+                self._parked[f"breaker {target}"] = what.at + what.lasts, f"the provider is down, {_why(what)}"
             elif what.new == "half_open":
                 self._parked[f"breaker {target}"] = math.inf, "trying whether the provider is back"
 
@@ -145,7 +145,7 @@ class Live:
         look.cost_usd = counts.cost_usd
         _foresee(look)
         if look.state == "running":
-            look.notes = [*look.notes, *self._parkings(now)]
+            look.notes = [*look.notes, *(self._parkings(now) or _owed(gauge, look.bound_by))]
         return look
 
     def _rate(self, now: float, done: int) -> float:
@@ -171,6 +171,26 @@ class Live:
             elif until > now:
                 notes.append(f"parked {math.ceil(until - now)} s: {reason}")
         return notes
+
+
+def _why(what: Transition) -> str:
+    """Why a breaker has opened, for a person."""
+    if what.reason == "failure ratio":
+        return f"{what.failures} of {what.calls} calls failed"
+    reasons = {"unreachable": "no answer at all", "throttled": "nothing but 429s for long"}
+    return reasons.get(what.reason, "a trial call failed, too")
+
+
+def _owed(gauge: Mapping[str, Any], bound_by: str | None) -> list[str]:
+    """What of a limit per minute is used up for a while, if that is what binds."""
+    if bound_by != "rate limit":
+        return []
+    for name in ("requests", "input_tokens", "output_tokens", "total_tokens"):
+        limit, level = gauge.get(f"{name}_limit"), gauge.get(f"{name}_level")
+        if limit and level is not None and (wait := -60.0 * level / limit) >= 1.0:
+            words = name.removeprefix("total_").replace("_", " ")
+            return [f"parked {math.ceil(wait)} s: {limit:,.0f} {words} a minute are used up"]
+    return []
 
 
 def _top(counts: Counter[str]) -> list[tuple[str, int]]:

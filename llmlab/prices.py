@@ -119,3 +119,9 @@ def _price(model: str, entry: object) -> Price:
         f"prices[{model!r}] must be (input, output[, cached[, cache_write]]) in dollars per million tokens, "
         f"not {entry!r}"
     )
+
+
+def dollars(amount: float) -> str:
+    """An amount in words: in cents, or two figures of what is less than one."""
+    digits = 2 if amount >= 0.01 or not amount else 1 - math.floor(math.log10(amount))  # noqa: PLR2004  a cent
+    return f"${amount:,.{digits}f}"

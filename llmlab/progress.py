@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llmlab.events import Attempted, Bus, Finished, Reported, Retrying
+from llmlab.prices import dollars
 
 IN_TERMINAL, ELSEWHERE = 0.1, 1.0
 """Seconds between two drawings."""
@@ -145,7 +146,7 @@ def describe(now: Snapshot) -> str:
         _count(now.failed, "error", "errors"),
         _count(now.retries, "retry", "retries"),
         f"{_short(tokens)} tokens" if tokens else "",
-        f"${now.cost_usd:.4f}" if now.cost_usd is not None else "",
+        dollars(now.cost_usd) if now.cost_usd is not None else "",
     )
     return ", ".join(filter(None, parts))
 

@@ -52,7 +52,7 @@ def test_what_there_is_to_say_is_said() -> None:
     assert found["retries"] == "1200 (Dropped 1,100, ServerError 100)"
     assert found["errors"] == "BadRequest 3"
     assert found["tokens"] == "5 in, 0 out"
-    assert found["cost"] == "$0.0001"
+    assert found["cost"] == "$0.000050"
     assert found["bound by"] == "rate limit"
 
 

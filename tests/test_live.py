@@ -39,8 +39,10 @@ class Job:
     def tell(self, what: object, target: str = "openai:small") -> None:
         self.bus.emit(Told(target, what))
 
-    def look(self, at: float, gauge: Mapping[str, Any] = NO_GAUGE, state: str = "running") -> Look:
-        return self.live.look(100.0 + at, gauge, Look(state=state))
+    def look(
+        self, at: float, gauge: Mapping[str, Any] = NO_GAUGE, state: str = "running", bound_by: str | None = None
+    ) -> Look:
+        return self.live.look(100.0 + at, gauge, Look(state=state, bound_by=bound_by))
 
 
 def breaker(new: Any, *, at: float = 100.0, lasts: float = 0.0) -> Transition:
@@ -163,11 +165,32 @@ def test_a_pause_that_grows_is_told_once() -> None:
 def test_an_open_breaker_is_told_until_it_is_closed() -> None:
     job = Job()
     job.tell(breaker("open", lasts=5.0))
-    assert job.look(1.0).notes == ["parked 4 s: provider is down (failure ratio)"]
+    assert job.look(1.0).notes == ["parked 4 s: the provider is down, 1 of 2 calls failed"]
     job.tell(breaker("half_open", at=105.0))
     assert job.look(60.0).notes == ["trying whether the provider is back"]
     job.tell(breaker("closed", at=106.0))
     assert job.look(61.0).notes == []
+
+
+@pytest.mark.parametrize(
+    ("gauge", "note"),
+    [
+        ({"requests_limit": 900.0, "requests_level": -30.0}, "parked 2 s: 900 requests a minute are used up"),
+        ({"total_tokens_limit": 6000.0, "total_tokens_level": -150.0}, "parked 2 s: 6,000 tokens a minute are used up"),
+        (
+            {"input_tokens_limit": 60.0, "input_tokens_level": -60.5},
+            "parked 61 s: 60 input tokens a minute are used up",
+        ),
+        ({"requests_limit": 900.0, "requests_level": -1.0}, None),
+        ({"requests_limit": 900.0, "requests_level": 3.0}, None),
+    ],
+)
+def test_a_limit_that_is_used_up_for_a_second_or_more_is_told(gauge: dict[str, float], note: str | None) -> None:
+    job = Job()
+    assert job.look(1.0, gauge, bound_by="rate limit").notes == ([] if note is None else [note])
+    assert job.look(1.0, gauge, bound_by="concurrency").notes == []
+    job.tell(Pause(100.0, 102.5, ("requests",), "the provider asked to wait 2.5 s"))
+    assert job.look(0.0, gauge, bound_by="rate limit").notes == ["parked 3 s: the provider asked to wait 2.5 s"]
 
 
 def test_targets_are_parked_each_for_itself() -> None:
@@ -176,7 +199,7 @@ def test_targets_are_parked_each_for_itself() -> None:
     job.tell(breaker("open", lasts=9.0), "anthropic:large")
     assert len(job.look(0.0).notes) == 2
     job.tell(breaker("closed"), "openai:small")
-    assert job.look(0.0).notes == ["parked 9 s: provider is down (failure ratio)"]
+    assert job.look(0.0).notes == ["parked 9 s: the provider is down, 1 of 2 calls failed"]
 
 
 @pytest.mark.parametrize("state", ["paused", "stopped", "done", "waiting"])

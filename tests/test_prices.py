@@ -23,7 +23,7 @@ from genai_prices.types import Provider as PriceList
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab import pricelist
+from llmlab import pricelist, prices
 from llmlab.pricelist import LISTS, SELF_HOSTED, PriceBook, list_price, to_price
 from llmlab.prices import Price, read_prices
 from llmlab.providers.presets import PRESETS
@@ -442,3 +442,11 @@ print(book.get("gpt-4o").output > 0, "genai_prices" in sys.modules, met, threadi
 def test_the_list_is_imported_when_it_is_needed_and_nothing_goes_online() -> None:
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.splitlines() == ["1 None False", "True True [] 1"]
+
+
+@pytest.mark.parametrize(
+    ("amount", "words"),
+    [(0, "$0.00"), (0.000037, "$0.000037"), (0.0012, "$0.0012"), (0.25, "$0.25"), (1, "$1.00"), (1234.5, "$1,234.50")],
+)
+def test_a_small_amount_is_not_said_to_be_nothing(amount: float, words: str) -> None:
+    assert prices.dollars(amount) == words

@@ -118,9 +118,9 @@ def test_other_events_change_nothing() -> None:
         (Snapshot(input_tokens=123_456), "123.5k tokens"),
         (Snapshot(output_tokens=1_000_000), "1.0M tokens"),
         (Snapshot(output_tokens=2_345_678), "2.3M tokens"),
-        (Snapshot(cost_usd=0.0), "$0.0000"),
-        (Snapshot(cost_usd=1.23456), "$1.2346"),
-        (Snapshot(errors=2, output_tokens=50, cost_usd=0.5), "2 errors, 50 tokens, $0.5000"),
+        (Snapshot(cost_usd=0.0), "$0.00"),
+        (Snapshot(cost_usd=1.23456), "$1.23"),
+        (Snapshot(errors=2, output_tokens=50, cost_usd=0.5), "2 errors, 50 tokens, $0.50"),
     ],
 )
 def test_a_snapshot_in_words_says_what_is_not_zero(now: Snapshot, words: str) -> None:

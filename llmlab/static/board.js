@@ -63,6 +63,12 @@ function count(value) {
   return String(value);
 }
 
+// As `llmlab.prices.dollars`: cents, or two figures of what is less than one; a batch of cheap rows must not look free.
+function dollars(value) {
+  const digits = value >= 0.01 || !value ? 2 : 1 - Math.floor(Math.log10(value));
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
 const WIDE = new Set(["retries", "errors"]);
 
 function figures(look) {
@@ -77,8 +83,8 @@ function figures(look) {
   if (look.p50_ms !== null) said.push(["p50 / p95", `${milliseconds(look.p50_ms)} / ${milliseconds(look.p95_ms)}`]);
   said.push(["tokens in / out", `${count(look.input_tokens)} / ${count(look.output_tokens)}`]);
   if (look.cost_usd !== null) {
-    const whole = look.projected_usd === null ? "" : `, ${look.projected_usd.toFixed(2)} in all`;
-    said.push(["cost, $", look.cost_usd.toFixed(4) + whole]);
+    const whole = look.projected_usd === null ? "" : `, ${dollars(look.projected_usd)} in all`;
+    said.push(["cost, $", dollars(look.cost_usd) + whole]);
   }
   said.push(["bound by", look.bound_by || "nothing yet"]);
   if (look.breaker) said.push(["breaker", look.breaker.replace("_", " ")]);
