@@ -298,8 +298,9 @@ def test_a_look_says_which_message_was_heard_last(screen: Screen) -> None:
 def test_a_message_on_another_thread_leaves_word_on_the_jobs_loop(screen: Screen) -> None:
     # JupyterLab with ipykernel 7.0 to 7.3 handles messages on a subshell's thread.
     async def main() -> None:
-        job = start()
-        await asyncio.sleep(1.5)
+        job = start(seconds=60.0)
+        while job.look().in_flight < 4:
+            await asyncio.sleep(0)
         for message in ({"kind": "concurrency", "limit": 9}, {"kind": "pause"}, {"kind": "stop"}):
             other = threading.Thread(target=say, args=(job, message))
             other.start()
@@ -307,9 +308,9 @@ def test_a_message_on_another_thread_leaves_word_on_the_jobs_loop(screen: Screen
         assert (job.stopped, job.look().state, job.concurrency) == (None, "running", 4), "it only leaves word"
         out = await job
         assert job.concurrency == 9
-        assert out.status.value_counts().to_dict() == {"cancelled": 96, "ok": 4}
+        assert set(out.status) == {"cancelled"}
 
-    run(main)
+    asyncio.run(main())  # a virtual loop hears no other thread
     assert screen.looks
 
 
