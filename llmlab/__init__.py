@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from llmlab import accessor as _accessor  # noqa: F401  registers df.llm with pandas
+from llmlab import fits as fits
 from llmlab import journal as journal
 from llmlab.errors import LLMError
 from llmlab.events import Event

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmlab"
 
 BANDS = {
+    "curves": 0,
     "backoff": 0,
     "clock": 0,
     "columns": 0,
@@ -27,6 +28,8 @@ BANDS = {
     "types": 0,
     "version": 0,
     "writer": 0,
+    "segmented": 1,
+    "bootstrap": 1,
     "call": 1,
     "entries": 1,
     "estimate": 1,
@@ -94,6 +97,7 @@ BANDS = {
     "stats.checks": 2,
     "step": 2,
     "stored": 2,
+    "fits": 3,
     "answers": 3,
     "bundle": 3,
     "handle": 3,
