@@ -112,3 +112,18 @@ def runs(*names: str) -> pd.DataFrame:
     return compared(
         *((name, seed, 90 - n, 10 + n, 50.0 + n + seed, 1.0 + n) for n, name in enumerate(names) for seed in (1, 2))
     )
+
+
+def swept(*_: str) -> pd.DataFrame:
+    """A sweep whose throughput is min(N, 16) / 2 s, with a little noise; rows fail beyond 16."""
+    noise = [0.01, -0.02, 0.015, -0.005, 0.02, -0.01, 0.0]
+    levels = [(n, repeat, n * 0.95) for n in (1, 2, 4, 8, 16, 32, 64) for repeat in (0, 1)]
+    rows = []
+    for i, (n, repeat, flying) in enumerate(levels):
+        x = min(flying, 16) / 2 * (1 + noise[(i * 3) % 7])
+        lost = int(n > 16)
+        rows.append((n, repeat, flying, x, 20 * x, 0.5 * x, 2000.0, 2500.0, 3000.0, 0.1 if n == 64 else 0.01,
+                     100 - lost, lost))  # fmt: skip
+    names = ["concurrency", "repeat", "in_flight", "rows_per_s", "tokens_per_s", "goodput_per_s", "p50_ms", "p95_ms",
+             "p99_ms", "little_error", "ok", "failed"]  # fmt: skip
+    return pd.DataFrame(rows, columns=names)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -60,6 +61,22 @@ COMPARED = pd.DataFrame(
 )
 
 
+def swept() -> pd.DataFrame:
+    """What a sweep of a provider with 64 slots would measure, with noise."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for n in (1, 2, 4, 8, 16, 32, 64, 96, 128):
+        for repeat in (0, 1):
+            wait = 1.5 * max(1.0, n / 64) * (1 + 0.004 * n)
+            x = n * 0.97 / wait * rng.lognormal(0, 0.03)
+            failed = int(0.002 * n * rng.uniform(0.5, 1.5) * 100) if n > 64 else 0
+            rows.append((n, repeat, 0.97 * n, x, 60 * x, x * (1 if wait < 2 else 0.4), 1000 * wait, 1500 * wait,
+                         2200 * wait, 0.07 if n == 128 else 0.01, 300 - failed, failed))  # fmt: skip
+    names = ["concurrency", "repeat", "in_flight", "rows_per_s", "tokens_per_s", "goodput_per_s", "p50_ms", "p95_ms",
+             "p99_ms", "little_error", "ok", "failed"]  # fmt: skip
+    return pd.DataFrame(rows, columns=names)
+
+
 def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure]]]:
     """Name and maker of each, of a job of so many rows."""
     done = job(rows)
@@ -84,6 +101,7 @@ def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure
     yield "breaker", lambda: plots.breaker(limits)
     yield "limiter", lambda: plots.limiter(limits)
     yield "compare", lambda: plots.compare(COMPARED)
+    yield "sweep", lambda: plots.sweep(swept(), slo=3.0)
     yield "report", lambda: plots.report(done)
 
 

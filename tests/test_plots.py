@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from llmlab import plots
+from llmlab import fits, plots
 from llmlab.plots.canvas import Picture
-from tests.frames import rows, runs, sampled, tried
+from tests.frames import rows, runs, sampled, swept, tried
 
 HOSTILE = [r"$\frac{a$", "<script>alert(1)</script>", "_under", "a\nb\tc", "$x$ and $y$", "x" * 300]
 
 
 @pytest.fixture(autouse=True)
-def _no_window() -> Iterator[None]:
+def _no_window(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(fits, "BOOTSTRAP", 20)  # how good the curve is has tests of its own
     mpl.use("agg")
     yield
     plt.close("all")
@@ -47,6 +48,7 @@ PLOTS: dict[str, tuple[Callable[..., Axes], Callable[..., pd.DataFrame], str]] =
     "breaker": (plots.breaker, sampled, "breaker"),
     "limiter": (plots.limiter, sampled, "requests_level"),
     "compare": (plots.compare, runs, "attempts_per_ok"),
+    "sweep": (plots.sweep, swept, "in_flight"),
 }
 each_plot = pytest.mark.parametrize(("draw", "make"), [case[:2] for case in PLOTS.values()], ids=PLOTS)
 
@@ -98,7 +100,7 @@ def test_without_axes_it_makes_a_figure_that_pyplot_does_not_know(draw, make) ->
 @pytest.mark.parametrize("count", [0, 1], ids=["empty", "one row"])
 def test_an_empty_frame_and_one_of_one_row_draw(draw, make, count: int) -> None:
     ax = drawn(draw(make("a").head(count)))
-    assert ax.get_xlabel()
+    assert any(each.get_xlabel() for each in ax.figure.axes)
     if not count and not ax.lines:
         assert any(text.startswith("no ") for text in texts(ax))
 
@@ -114,7 +116,7 @@ def test_only_rows_that_failed_draw_too(draw, make) -> None:
 @each_plot
 def test_its_labels_carry_their_units(draw, make) -> None:
     ax = draw(make("a", "b"))
-    for label in (ax.get_xlabel(), ax.get_ylabel()):
+    for label in (label for each in ax.figure.axes for label in (each.get_xlabel(), each.get_ylabel())):
         named = not label or label == "requests sent per answered row"
         assert named or (label.endswith(")") and "(" in label), label
 

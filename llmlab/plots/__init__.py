@@ -4,6 +4,7 @@
     of job.attempts            requests, in_flight; timeline, errors, cost, streams: closer than of a result
     of job.limits              in_flight (as sampled), bound_by, breaker, limiter
     of lab.compare             compare
+    of lab.sweep               sweep
     of a job                   report: all of it on one page
 
     llmlab.plots.latency(out, by="model")                   # the last line of a cell: shown once
@@ -26,6 +27,7 @@ from llmlab.plots.report import report
 from llmlab.plots.ribbons import bound_by, breaker, limiter
 from llmlab.plots.rows import errors, retries, timeline
 from llmlab.plots.strategies import compare
+from llmlab.plots.sweep import sweep
 
 __all__ = [
     "bound_by",
@@ -40,6 +42,7 @@ __all__ = [
     "requests",
     "retries",
     "streams",
+    "sweep",
     "throughput",
     "timeline",
 ]

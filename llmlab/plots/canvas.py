@@ -6,6 +6,7 @@ end of every cell that draws, and be kept until closed.)
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ SIZE = (7.2, 3.6)
 """Inches of a plot's own figure: a notebook's width."""
 LONGEST = 40
 """Characters of a name that are drawn."""
+_LINE = 80
 
 OK, FAILED, OTHER = "#0072B2", "#D55E00", "#8C8C8C"
 """Answered; failed; neither. Blue and vermilion are told apart by all."""
@@ -31,6 +33,10 @@ WARN = "#E69F00"
 """Held back."""
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800")
 """The palette of Okabe and Ito (2008), safe for the colour-blind, without black and with a darker yellow."""
+RING_LEAST, RING_MOST = 45.0, 900.0
+"""Area in square points of a ring around a mark, from which a share of failed rows begins, and what all would add."""
+HATCHED: dict[str, Any] = {"facecolor": "none", "edgecolor": OTHER, "hatch": "///", "alpha": 0.5, "linewidth": 0.0}
+"""How what lies outside the measured range is marked."""
 DASHES = ("-", "--", "-.", ":")
 """Told apart also in print: the n-th series has the n-th of each."""
 
@@ -154,8 +160,8 @@ def legend_beside(ax: Axes, handles: Sequence[Artist], names: Sequence[str], **o
 
 
 def title(ax: Axes, text: str) -> None:
-    """A title at the left, drawn as it stands."""
-    inert(ax.set_title(text, loc="left", fontsize="medium"))
+    """A title at the left, drawn as it stands, on as many lines as it needs."""
+    inert(ax.set_title(textwrap.fill(text, _LINE), loc="left", fontsize="medium"))
 
 
 def note(ax: Axes, text: str) -> None:

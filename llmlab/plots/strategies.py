@@ -9,13 +9,26 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from llmlab.frame import Frame
-from llmlab.plots.canvas import FAILED, SERIES, axes_for, ink, legend_beside, log_axis, note, percent, plain, time_unit
+from llmlab.plots.canvas import (
+    FAILED,
+    RING_LEAST,
+    RING_MOST,
+    SERIES,
+    axes_for,
+    ink,
+    legend_beside,
+    log_axis,
+    note,
+    percent,
+    plain,
+    time_unit,
+    title,
+)
 from llmlab.stats.checks import floats
 from llmlab.stats.strategies import strategies
 
 MARKS = "osD^vP*Xhd"
 """Markers, so that strategies are told apart also without colour."""
-_SMALL, _LARGE = 45.0, 900.0
 _WIDE = 5.0
 
 
@@ -56,6 +69,8 @@ def compare(frame: Frame, *, ax: Axes | None = None) -> Axes:
         handles.append(Line2D([], [], marker="o", markersize=11, markerfacecolor="none", color=FAILED, linestyle=""))
         names.append("ring's area: share of rows failed")
     legend_beside(ax, handles, names)
+    if "scenario" in frame.attrs:
+        title(ax, f"scenario: {plain(frame.attrs['scenario'])}")
     if table["ok"].sum() == 0:
         note(ax, "no answers" if len(table) else "no runs")
     return ax
@@ -70,9 +85,9 @@ def _strategy(ax: Axes, line: Mapping[Any, Any], own: Frame, scale: float, colou
     ax.errorbar(x, y, xerr=np.abs(across), yerr=np.abs(along), color=colour, linewidth=1.0, zorder=2)
     ax.scatter(floats(own["attempts_per_ok"]), floats(own["makespan_s"]) / scale, s=8, color=colour, alpha=0.6)
     if (share := line["failed_share"]) > 0:
-        area = _SMALL + _LARGE * share
+        area = RING_LEAST + RING_MOST * share
         ax.scatter(x, y, s=area, facecolors="none", edgecolors=FAILED, linewidths=1.6, zorder=3)
-    ax.scatter(x, y, s=_SMALL, color=colour, marker=mark, edgecolors=ink(), linewidths=0.4, zorder=4)
+    ax.scatter(x, y, s=RING_LEAST, color=colour, marker=mark, edgecolors=ink(), linewidths=0.4, zorder=4)
 
 
 def _scales(ax: Axes, table: Frame, scale: float) -> None:
