@@ -32,6 +32,7 @@ from llmlab.rules.classic import AIMD, Fixed, Gradient
 from llmlab.rules.elastic import Elastic
 from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
+from llmlab.scenario import Scenario
 from llmlab.stats import summary
 from llmlab.strategy import Strategy
 from llmlab.types import Message, Outcome, Prompt, Reply, Usage
@@ -66,6 +67,7 @@ __all__ = [
     "Rate",
     "Reply",
     "Retry",
+    "Scenario",
     "Slots",
     "Strategy",
     "Timeout",

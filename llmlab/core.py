@@ -98,8 +98,8 @@ class Core:
         self._budget = budget_of(self.target, budget_usd, budget_tokens)
         self.target.limit_spending(self._budget)
         self._singles = {priority: self._lane(priority, None, patient=False) for priority in PRIORITIES}
-        self.last: Job[Any] | None = None
-        """The job started last: after an interrupted cell, `lab.last.frame` has the finished rows."""
+        self.last: Job[Any] | Any | None = None
+        """The Job or Experiment started last: after an interrupted cell, `lab.last.frame` has what is finished."""
         self._places = itertools.count()
         self._progress, self._seed = progress, seed
         self.target.provider.prices.get(self.target.provider.model)  # the list is read now, not while rows wait
@@ -266,8 +266,11 @@ class Core:
         order = Order(
             rows, stream=stream, seed=self._seed, view=view, places=self._places, journal=journal, lane=lane, flow=flow
         )
-        self.last = Job(name, order, home=self._home, open_ground=open_ground or self._open, finish=finish, tuner=self)
-        return self.last
+        job: Job[Any] = Job(
+            name, order, home=self._home, open_ground=open_ground or self._open, finish=finish, tuner=self
+        )
+        self.last = job
+        return job
 
     def _tell_price(self) -> None:
         """Say once that a model's price is not known."""

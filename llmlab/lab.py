@@ -11,6 +11,7 @@ from llmlab.batch.verbs import Batching
 from llmlab.call import NORMAL
 from llmlab.chains import Chain, Steps, read_chain
 from llmlab.combining import Combining
+from llmlab.experiments import Experiments
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
@@ -24,7 +25,7 @@ from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
 
-class Lab(Batching, Combining, Submitting, Streaming):
+class Lab(Batching, Combining, Submitting, Streaming, Experiments):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.

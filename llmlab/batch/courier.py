@@ -116,7 +116,7 @@ class _Patience:
         retry, verdict, asked = self._retry, error.verdict, error.retry_after
         if not verdict.retry or (asked is not None and asked > retry.max_retry_after):
             return None
-        if verdict.throttle:
+        if verdict.throttle and retry.throttled is not None:
             self._throttles += 1
             n, left = self._throttles, self._throttles <= retry.throttled
         else:

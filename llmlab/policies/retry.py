@@ -42,8 +42,8 @@ class Retry:
 
     attempts: int = 6
     """Attempts at most that end in a failure, the first one included; 1: no retries."""
-    throttled: int = 30
-    """429s at most per row, counted apart."""
+    throttled: int | None = 30
+    """429s at most per row, counted apart. None: they count as any other failure, as in most clients."""
     growth: Growth = "exponential"
     """How the delay grows: exponential, linear or constant."""
     jitter: Jitter = "full"
@@ -71,6 +71,8 @@ class Retry:
             _one_of("backoff", self.backoff, (*BACKOFFS, "a function"))
         for name, least in (("attempts", 1), ("throttled", 0)):
             value = getattr(self, name)
+            if value is None and name == "throttled":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Retry: {name} must be a whole number of at least {least}, not {value!r}")
         for name in ("base", "cap", "max_retry_after", "deadline"):
@@ -135,7 +137,7 @@ class _Account:
         """Seconds to wait before the next attempt; None: give up."""
         if not self._allowed(error, call):
             return None
-        n = max(1, self.throttles if error.verdict.throttle else self.failures)
+        n = max(1, self.throttles if self._apart(error) else self.failures)
         delay = self.previous = self.policy.seconds(n, self.previous, call.rng)
         if error.retry_after is not None:
             delay = max(delay, error.retry_after * (1 + call.rng.uniform(0, SPREAD)))
@@ -155,12 +157,15 @@ class _Account:
             return False
         if call.probe and verdict.breaker:
             return True  # the breaker reopens and parks the line; no row pays for having tried the door
-        if verdict.throttle:
+        if self._apart(error) and self.policy.throttled is not None:
             self.throttles += 1
             return self.throttles <= self.policy.throttled
         self.failures += 1
         self.kinds[type(error)] = kind = self.kinds.get(type(error), 0) + 1
         return self.failures < self.policy.attempts and (verdict.retries is None or kind <= verdict.retries)
+
+    def _apart(self, error: LLMError) -> bool:
+        return error.verdict.throttle and self.policy.throttled is not None
 
     def _in_time(self, delay: float, call: Call) -> bool:
         then = asyncio.get_running_loop().time() + delay

@@ -86,15 +86,24 @@ class Provider:
         url = httpx.URL(self.base_url)
         return str(url.copy_with(userinfo=b"", query=None)) + ("?…" if url.query else "")
 
-    def __post_init__(self) -> None:
-        self.forms = Forms(self.name, self.codec.forms)
-        url = _url(self.base_url, self.codec.path)
+    @property
+    def url(self) -> httpx.URL:
+        """Where requests go."""
+        return _url(self.base_url, self.codec.path)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of every request, the key included."""
         headers = {
             "accept-encoding": "identity",  # a truncated gzip body raises nothing anywhere
             "content-type": "application/json",
             "user-agent": f"llmlab/{__version__}",
         }
-        headers.update(self.codec.headers(self.key.reveal() if self.key else None))
+        return headers | self.codec.headers(self.key.reveal() if self.key else None)
+
+    def __post_init__(self) -> None:
+        self.forms = Forms(self.name, self.codec.forms)
+        url, headers = self.url, self.headers
         self.sender = (
             AiohttpSender(url, headers) if self.transport is None else HttpxSender(self.transport, url, headers)
         )

@@ -73,7 +73,8 @@ def plain(text: str, most: int) -> str:
     if text.lstrip()[:1] == "<":
         title = _TITLE.search(text)
         text = html.unescape(_TAGS.sub(" ", title[1] if title else text))
-    text = "".join(each if each.isprintable() else " " for each in text)
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else " " for each in text)
     text = _SECRET.sub("***", " ".join(text.split()))
     return text if len(text) <= most else text[: most - 1] + "…"
 

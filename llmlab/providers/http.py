@@ -114,7 +114,7 @@ class HttpxSender:
         try:
             return _HttpxAnswer(await self._transport.handle_async_request(request))
         except Exception as error:
-            raise _known(error) or error from error
+            raise known(error) or error from error
 
     async def aclose(self) -> None:
         """Leave the transport open: it is the user's."""
@@ -137,7 +137,7 @@ class _HttpxAnswer:
             async for chunk in self._response.aiter_bytes():
                 yield chunk
         except Exception as error:
-            raise _known(error) or error from error
+            raise known(error) or error from error
 
     async def aclose(self) -> None:
         with contextlib.suppress(Exception):  # the answer or its error is known; how the socket ends is not news
@@ -302,10 +302,10 @@ _BROKEN = {"HTTPError", "StreamError", "ClientError", "OSError"}
 
 def _plain(error: Exception) -> LLMError:
     """The LLMError for what aiohttp raised, free of it."""
-    return _known(error) or Unsendable(f"{type(error).__name__}: {error}")
+    return known(error) or Unsendable(f"{type(error).__name__}: {error}")
 
 
-def _known(error: Exception) -> LLMError | None:
+def known(error: Exception) -> LLMError | None:
     """The LLMError for an exception of aiohttp, httpx or the system; None for what is no failure of sending.
 
     Class names stand for the classes, as aiohttp may not be imported. A transport that wraps aiohttp may report a

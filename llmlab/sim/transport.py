@@ -140,5 +140,10 @@ async def _within(limit: float | None, awaitable: Any, request: httpx.Request) -
     except TimeoutError:
         raise httpx.ReadTimeout("", request=request) from None
     except Broken as broken:
-        error, text = _ENDINGS[broken.how, broken.begun]
-        raise error(text, request=request) from None
+        raise ending(broken, request) from None
+
+
+def ending(broken: Broken, request: httpx.Request | None = None) -> httpx.TransportError:
+    """What httpx would raise for a connection that ends like this."""
+    error, text = _ENDINGS[broken.how, broken.begun]
+    return error(text, request=request)

@@ -1,0 +1,412 @@
+"""`lab.compare` in virtual time: what its frame says, that it says the same each time, and what it refuses."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import llmlab
+from llmlab import Admit, Hedge, Retry, Slots, Strategy
+from llmlab.clock import Deadlock, VirtualClockLoop
+from llmlab.columns import columns_table
+from llmlab.compare import COMPARED
+from llmlab.frame import COLUMNS
+from llmlab.history import ATTEMPTS, EVENTS
+from llmlab.scenario import SCENARIOS, Scenario
+from llmlab.sim import Change, Faults, Physics
+from llmlab.sim.faults import Outage
+
+README = Path(__file__).parent.parent / "README.md"
+NAMES = [
+    "strategy", "seed", "ok", "failed", "makespan_s", "attempts_per_ok", "throttled", "calls_in_outage",
+    "p50_ms", "p95_ms", "p99_ms", "wasted_tokens", "wasted_usd",
+]  # fmt: skip
+FAST = Physics.instant(ttft=1.0, reply_tokens=1, reply_sigma=0, slots=1)
+TWO = {"bare": Strategy.bare(), "default": Strategy.default()}
+
+
+@pytest.fixture
+def lab() -> llmlab.Lab:
+    return llmlab.Lab(progress=False)
+
+
+def compared(lab: llmlab.Lab, strategies: Any = None, **fields: Any) -> pd.DataFrame:
+    return lab.compare(TWO if strategies is None else strategies, **{"n": 40, **fields}).result()
+
+
+# -- the frame --------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_row_per_strategy_and_seed_in_the_order_given(lab: llmlab.Lab) -> None:
+    out = compared(lab, seeds=[3, 1, 2])
+    assert out[["strategy", "seed"]].to_numpy().tolist() == [
+        ["bare", 3], ["bare", 1], ["bare", 2], ["default", 3], ["default", 1], ["default", 2],
+    ]  # fmt: skip
+    assert out.index.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_columns_are_those_of_the_table(lab: llmlab.Lab) -> None:
+    out = compared(lab)
+    assert [column.name for column in COMPARED] == NAMES == out.columns.tolist()
+    assert out.dtypes.to_dict() == {each.name: pd.api.types.pandas_dtype(each.dtype) for each in COMPARED}
+
+
+def test_the_readme_has_the_table_between_its_markers() -> None:
+    between = README.read_text(encoding="utf-8").partition("<!-- compared -->")[2].partition("<!-- /compared -->")[0]
+    assert between.strip() == columns_table(COMPARED)
+
+
+def test_each_figure_is_what_the_detail_frames_say(lab: llmlab.Lab) -> None:
+    job = lab.compare(TWO, n=300, scenario="flaky", seeds=[1, 2])
+    out = {(each.strategy, each.seed): each for each in job.result().itertuples()}
+    for key, rows in job.rows.groupby(["strategy", "seed"]):
+        said: Any = out[key]  # type: ignore[index]
+        ok = rows[rows.status == "ok"]
+        assert (said.ok, said.failed) == (len(ok), 300 - len(ok))
+        assert said.attempts_per_ok == pytest.approx(rows.attempts.sum() / len(ok))
+        assert said.makespan_s == pytest.approx((rows.finished_at.max() - rows.started_at.min()).total_seconds())
+        assert said.p95_ms == ok.latency_ms.quantile(0.95)
+        attempts = job.attempts.query("strategy == @key[0] and seed == @key[1]")
+        assert len(attempts) == rows.attempts.sum()
+        assert said.throttled == (attempts.error_type == "RateLimited").sum() > 0
+
+
+def test_the_detail_frames_have_strategy_and_seed_in_front(lab: llmlab.Lab) -> None:
+    job = lab.compare(TWO, prompts=pd.Series(["a", "b"], index=["x", "y"]))
+    assert job.rows.columns.tolist() == ["strategy", "seed", *(each.name for each in COLUMNS)], "before it has begun"
+    job.result()
+    assert job.rows.columns.tolist() == ["strategy", "seed", *(each.name for each in COLUMNS)]
+    assert job.rows.index.tolist() == ["x", "y", "x", "y"]
+    assert job.rows.prompt.tolist() == ["a", "b", "a", "b"]
+    assert job.attempts.columns.tolist() == ["strategy", "seed", *(each.name for each in ATTEMPTS)]
+    assert job.events.columns.tolist() == ["strategy", "seed", *(each.name for each in EVENTS)]
+
+
+def test_rows_that_were_never_answered_have_failed(lab: llmlab.Lab) -> None:
+    down = Scenario("down", faults=Faults(windows=(Outage(5, 1e6),)))
+    gives_up = Strategy.default(breaker=llmlab.Breaker(give_up_after=30))
+    (said,) = compared(lab, {"gives up": gives_up}, n=500, scenario=down).to_dict("records")
+    assert 0 < said["ok"] < 500
+    assert said["ok"] + said["failed"] == 500
+
+
+def test_calls_in_an_outage_are_counted_where_they_arrive(lab: llmlab.Lab) -> None:
+    scenario = Scenario("out", physics=replace(FAST, slots=10), faults=Faults(windows=(Outage(2.5, 3),)))
+    (said,) = compared(lab, {"bare": Strategy.bare(concurrency=10)}, n=50, scenario=scenario).to_dict("records")
+    assert said["calls_in_outage"] == said["failed"] == 20, "all who wait at second 3 and those who come after them"
+
+
+def test_what_was_in_vain_is_counted_and_priced(lab: llmlab.Lab) -> None:
+    cut = Scenario("cut", faults=Faults.only("cut", 0.5), price=llmlab.Price(1.0, 10.0))
+    job = lab.compare(TWO, n=50, scenario=cut)
+    out = job.result()
+    for said in out.to_dict("records"):
+        assert said["wasted_tokens"] > 0
+        assert said["wasted_tokens"] / 1e6 < said["wasted_usd"] < 10 * said["wasted_tokens"] / 1e6
+    free = compared(lab, n=50, scenario=replace(cut, price=None))
+    assert free.wasted_usd.isna().all()
+    assert free.wasted_tokens.tolist() == out.wasted_tokens.tolist()
+    assert compared(lab, n=50).wasted_tokens.tolist() == [0, 0]
+
+
+def test_no_row_answered_gives_gaps_and_no_infinity(lab: llmlab.Lab) -> None:
+    (said,) = compared(
+        lab, {"bare": Strategy.bare()}, scenario=Scenario("off", faults=Faults.only("unavailable"))
+    ).to_dict("records")
+    assert said["ok"] == 0
+    assert all(pd.isna(said[name]) for name in ("attempts_per_ok", "p50_ms", "p95_ms", "p99_ms"))
+
+
+# -- the same work for all --------------------------------------------------------------------------------
+
+
+def test_strategies_of_one_seed_have_the_same_work_and_other_seeds_have_other_work(lab: llmlab.Lab) -> None:
+    strategies = {"slow": Strategy.bare(concurrency=1), "quick": Strategy.bare(concurrency=32)}
+    unloaded = Scenario("unloaded", physics=Physics(load=0))
+    job = lab.compare(strategies, n=60, seeds=[1, 2], scenario=unloaded)
+    job.result()
+    of = {key: rows for key, rows in job.rows.groupby(["strategy", "seed"])}  # noqa: C416  a groupby is no dict
+    for seed in (1, 2):
+        one, other = of["slow", seed], of["quick", seed]
+        for column in ("prompt", "content", "output_tokens"):
+            assert one[column].tolist() == other[column].tolist()
+        assert one.latency_ms.round(0).tolist() == other.latency_ms.round(0).tolist(), "the provider is not loaded"
+    assert of["slow", 1].prompt.tolist() != of["slow", 2].prompt.tolist()
+
+
+def test_more_rows_begin_with_the_same_ones() -> None:
+    scenario = SCENARIOS["steady"]
+    assert scenario.prompts(50, seed=1)[:20] == scenario.prompts(20, seed=1)
+
+
+EVERYTHING = """
+import llmlab, hashlib
+from llmlab import Strategy, Hedge, Elastic, Fallback
+from llmlab.scenario import SCENARIOS
+strategies = {
+    "default": Strategy.default(),
+    "hedge": Strategy.default(hedge=Hedge(share=0.1)),
+    "elastic": Strategy.default(concurrency=Elastic()),
+    "fallback": Strategy.default(fallback=Fallback()),
+    "bare": Strategy.bare(),
+}
+for name, stream in (("flaky", True), ("outage", False), ("capacity_drop", False)):
+    job = llmlab.Lab(progress=False).compare(strategies, n=150, scenario=name, stream=stream, seeds=[1])
+    frames = (job.result(), job.rows, job.attempts, job.events)
+    print(*(hashlib.sha256(each.to_csv().encode()).hexdigest()[:12] for each in frames))
+"""
+
+
+def test_two_runs_are_the_same_to_the_last_digit_in_processes_that_hash_differently() -> None:
+    def run(seed: str) -> str:
+        done = subprocess.run(  # noqa: S603  ourselves
+            [sys.executable, "-c", EVERYTHING],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    first = run("1")
+    assert len(first.split()) == 12
+    assert run("2") == first
+
+
+def test_two_runs_in_one_process_are_the_same(lab: llmlab.Lab) -> None:
+    jobs = [lab.compare(TWO, n=100, scenario="flaky", seeds=[5]) for _ in range(2)]
+    one, other = (job.result() for job in jobs)
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    pd.testing.assert_frame_equal(jobs[0].rows, jobs[1].rows, check_exact=True)
+
+
+# -- what strategies may differ in ------------------------------------------------------------------------
+
+
+def test_strategies_may_differ_in_anything(lab: llmlab.Lab) -> None:
+    strategies = {
+        "retry": Strategy.default(retry=Retry(attempts=2)),
+        "backoff": Strategy.default(retry=Retry(backoff="openai")),
+        "limiter": Strategy.default(rpm=600),
+        "breaker": Strategy.default(breaker=llmlab.Breaker(min_calls=5)),
+        "hedge": Strategy.default(hedge=Hedge()),
+        "auto": Strategy.default(concurrency="auto"),
+        "aimd": Strategy.default(concurrency=llmlab.AIMD()),
+        "fallback": Strategy.default(fallback=llmlab.Fallback()),
+        "mine": Strategy("mine", (Admit((Slots(4),)), Retry(jitter="none"))),
+    }
+    out = compared(lab, strategies, n=60, scenario="flaky")
+    assert out.strategy.tolist() == list(strategies)
+    assert (out.ok + out.failed == 60).all()
+    assert out.makespan_s.nunique() > 5
+
+
+def test_a_strategy_with_a_fallback_goes_on_to_a_second_simulated_provider(lab: llmlab.Lab) -> None:
+    off = Scenario("off", faults=Faults.only("unavailable"))
+    quick = Retry(attempts=2, base=0.01)
+    strategies = {
+        "with": Strategy.default(retry=quick, fallback=llmlab.Fallback(), breaker=llmlab.Breaker(give_up_after=0)),
+        "without": Strategy.default(retry=quick, breaker=llmlab.Breaker(give_up_after=0)),
+    }
+    job = lab.compare(strategies, n=30, scenario=off)
+    assert job.result().ok.tolist() == [30, 0]
+    assert set(job.attempts.query("strategy == 'with'").target) == {"sim:small", "sim:backup"}
+
+
+def test_a_list_has_the_names_that_its_strategies_have(lab: llmlab.Lab) -> None:
+    assert compared(lab, [Strategy.bare(), Strategy.default()], n=5).strategy.tolist() == ["bare", "default"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_runs_and_makes_a_difference(lab: llmlab.Lab, name: str) -> None:
+    strategies = {"bare": Strategy.bare(concurrency=64), "default": Strategy.default(concurrency=64)}
+    bare, default = compared(lab, strategies, n=2000, scenario=name).to_dict("records")
+    assert default["ok"] == 2000
+    lossy = {"rate_limited", "outage", "overload", "flaky"}
+    assert (bare["failed"] > 20) == (name in lossy)
+    assert (default["calls_in_outage"] > 0) == (name == "outage")
+    if name in ("steady", "heavy_tail", "capacity_drop"):
+        assert bare["p99_ms"] > 0
+
+
+def test_the_capacity_drop_is_felt(lab: llmlab.Lab) -> None:
+    (steady,), (drop,) = (
+        compared(lab, {"bare": Strategy.bare(concurrency=64)}, n=4000, scenario=name).to_dict("records")
+        for name in ("steady", "capacity_drop")
+    )
+    assert drop["makespan_s"] > steady["makespan_s"] + 30
+
+
+def test_a_scenario_of_one_s_own_may_change_while_it_runs(lab: llmlab.Lab) -> None:
+    still = Scenario("still", physics=FAST)
+    slower = replace(still, name="slower", changes=(Change(5, replace(FAST, slowdown=10)),))
+    strategies = {"bare": Strategy.bare()}
+    assert compared(lab, strategies, n=10, scenario=still).makespan_s[0] == pytest.approx(10, abs=0.1)
+    assert compared(lab, strategies, n=10, scenario=slower).makespan_s[0] == pytest.approx(55, abs=0.1)
+
+
+# -- the handle -------------------------------------------------------------------------------------------
+
+
+def test_it_can_be_awaited_while_the_loop_goes_on_and_the_lab_stays_where_it_was(lab: llmlab.Lab) -> None:
+    async def main() -> tuple[int, pd.DataFrame]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.001)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        out = await lab.compare(TWO, n=400)
+        ticking.cancel()
+        return ticks, out
+
+    ticks, out = asyncio.run(main())
+    assert ticks > 5
+    assert len(out) == 2
+    assert lab._home.loop is None, "a virtual run does not bind it"
+
+
+def test_result_works_inside_a_running_loop(lab: llmlab.Lab) -> None:
+    async def main() -> int:
+        return len(lab.compare(TWO, n=10).result())
+
+    assert asyncio.run(main()) == 2
+
+
+def test_it_begins_by_itself_and_tells_how_far_it_is(lab: llmlab.Lab) -> None:
+    async def main() -> Any:
+        job = lab.compare(TWO, n=20)
+        assert "not started" in repr(job)
+        while not job.done:  # noqa: ASYNC110  nobody waits for it
+            await asyncio.sleep(0.01)
+        return job
+
+    job = asyncio.run(main())
+    assert job.progress.now.done == job.progress.now.total == 40
+    assert len(job.frame) == 2
+    assert repr(job) == "<Comparison: 2 trials, 40/40 rows, done>"
+    assert lab.last is job
+
+
+def stopped_after_one(lab: llmlab.Lab, stop: Any) -> Any:
+    async def main() -> Any:
+        job = lab.compare(TWO, n=1500, seeds=range(50))
+        waiting = asyncio.ensure_future(job.wait())
+        while len(job.frame) < 1:  # noqa: ASYNC110  there is no event to wait for
+            await asyncio.sleep(0.01)
+        stop(job)
+        began = time.perf_counter()
+        out = await waiting
+        assert time.perf_counter() - began < 5
+        assert 1 <= len(out) < 100
+        return job
+
+    return asyncio.run(main())
+
+
+def test_a_cancelled_comparison_keeps_the_trials_that_are_over(lab: llmlab.Lab) -> None:
+    job = stopped_after_one(lab, lambda job: job.cancel())
+    assert job.stopped == "cancelled"
+    for thread in [each for each in threading.enumerate() if each.name == "llmlab-virtual"]:
+        thread.join(1)
+        assert not thread.is_alive()
+    assert "stopped: cancelled" in repr(job)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill with SIGINT ends the process there")
+def test_ctrl_c_keeps_the_trials_that_are_over(lab: llmlab.Lab) -> None:
+    job = stopped_after_one(lab, lambda _: os.kill(os.getpid(), 2))
+    assert job.stopped == "interrupted"
+
+
+def test_a_line_of_progress_is_shown_if_wanted(lab: llmlab.Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.compare(TWO, n=20, progress=True).result()
+    assert "40/40" in capsys.readouterr().err
+    lab.compare(TWO, n=20).result()
+    assert not capsys.readouterr().err
+
+
+def test_a_deadlock_ends_it_and_says_who_waits_for_what(lab: llmlab.Lab) -> None:
+    class Never:
+        async def __call__(self, call: Any, inner: Any) -> Any:
+            await asyncio.Event().wait()
+            return await inner(call)
+
+    with pytest.raises(Deadlock, match=r"row 0: .*Never.__call__ > Event\.wait, line"):
+        compared(lab, {"stuck": Strategy("stuck", (Never(),))}, n=3)
+
+
+def test_real_threads_inside_are_a_row_s_clear_error(lab: llmlab.Lab) -> None:
+    class Threaded:
+        async def __call__(self, call: Any, inner: Any) -> Any:
+            assert isinstance(asyncio.get_running_loop(), VirtualClockLoop)
+            await asyncio.to_thread(time.sleep, 0)
+            return await inner(call)
+
+    job = lab.compare({"threaded": Strategy("threaded", (Threaded(),))}, n=2)
+    assert job.result().failed.tolist() == [2]
+    assert job.rows.error.str.contains("a virtual run uses no threads").all()
+
+
+# -- what is refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategies", "fields", "error", "match"),
+    [
+        (Strategy.bare(), {}, TypeError, "strategies must be a dict"),
+        (3, {}, TypeError, "strategies must be a dict"),
+        ({}, {}, ValueError, "none to compare"),
+        ({"a": "bare"}, {}, TypeError, "'a' must be a Strategy, not str"),
+        ({1: Strategy.bare()}, {}, TypeError, "names must be texts"),
+        ([Strategy.bare(), Strategy.bare()], {}, ValueError, "two have the name 'bare'"),
+        (TWO, {"n": 0}, ValueError, "n must be a whole number of at least 1"),
+        (TWO, {"n": 2.5}, ValueError, "n must be"),
+        (TWO, {"prompts": ["a"], "n": 1}, ValueError, "give n or prompts"),
+        (TWO, {"prompts": [], "n": None}, ValueError, "prompts: there is none"),
+        (TWO, {"prompts": "one", "n": None}, TypeError, "many prompts, not one str"),
+        (TWO, {"scenario": "outrage"}, ValueError, "did you mean 'outage'"),
+        (TWO, {"scenario": 7}, TypeError, "a name or a Scenario"),
+        (TWO, {"seeds": []}, ValueError, "seeds: there is none"),
+        (TWO, {"seeds": [1, 1]}, ValueError, "each may come once"),
+        (TWO, {"seeds": ["a"]}, TypeError, "seeds must be whole numbers"),
+        (TWO, {"live": True}, ValueError, "live=True needs prompts="),
+        (TWO, {"live": True, "prompts": ["a"], "n": None, "scenario": "steady"}, ValueError, "not together with live"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_sent(
+    lab: llmlab.Lab, strategies: Any, fields: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        compared(lab, strategies, **fields)
+
+
+def test_a_cache_on_disk_is_refused_in_virtual_time(lab: llmlab.Lab, tmp_path: Path) -> None:
+    cached = Strategy.default(cache=llmlab.Cache(tmp_path / "answers.sqlite"))
+    with pytest.raises(ValueError, match="'mine' has a Cache"):
+        compared(lab, {"mine": cached})
+
+
+def test_an_asynchronous_source_is_refused_as_it_can_be_read_only_once(lab: llmlab.Lab) -> None:
+    async def source() -> Any:
+        yield "a"
+
+    with pytest.raises(TypeError, match="they are sent several times"):
+        lab.compare(TWO, prompts=source())
+
+
+@pytest.mark.parametrize("wrong", [{"prompt_tokens": 0}, {"prompt_sigma": 9}])
+def test_a_scenario_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Scenario("odd", **wrong)
