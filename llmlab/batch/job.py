@@ -23,6 +23,8 @@ from llmlab.progress import say
 from llmlab.providers.batches import BatchAPI, Status
 from llmlab.target import Target
 
+PATIENT = Retry(attempts=15)
+"""For what must come through, if the lab's strategy has no Retry of the user's own: about eight minutes."""
 ONCE = Retry(attempts=1, throttled=0)
 """For looks: there is always a next one."""
 
@@ -75,10 +77,19 @@ class BatchJob(Job[Frame]):
     def _work(self, ground: Ground, keeper: Keeper | None) -> Work:  # noqa: ARG002  a batch stands in no line
         mission, rng = self._mission, random.Random(self._order.seed)
         provider, policies = mission.target.provider, mission.target.strategy.policies
-        retry = next((each for each in policies if isinstance(each, Retry)), Retry())
+        own = next((each for each in policies if isinstance(each, Retry)), Retry())
+        retry = PATIENT if own == Retry() else own
         items = self._order.rows.items
         assert not isinstance(items, Plan)  # noqa: S101  read_rows makes none
-        task = Task(self._manifest, items, mission.todo, mission.follow, {*mission.kept}, mission.most_rows)
+        task = Task(
+            self._manifest,
+            items,
+            mission.todo,
+            mission.follow,
+            {*mission.kept},
+            mission.most_rows,
+            self._order.rows.total is not None,
+        )
         self._run = BatchRun(
             task,
             mission.api,
@@ -94,8 +105,9 @@ class BatchJob(Job[Frame]):
         self.progress.now.total = total or None
 
     def _tell_made(self) -> None:
+        first = not self._ready.is_set()
         self._ready.set()
-        if self.id is not None and self._mission.todo != ():
+        if first and self.id is not None and self._mission.todo != ():
             say(f"llmlab: submitted; from any process lab.attach_batch({self.id!r}) takes it up again")
 
     # -- looking ------------------------------------------------------------------------------------------

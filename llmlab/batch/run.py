@@ -69,6 +69,8 @@ class BatchRun:
         worker = self._worker = asyncio.get_running_loop().create_task(self._work())
         if self.stopped is not None:
             worker.cancel()
+            if self._task.sized:
+                await self._read_rows()
         try:
             await asyncio.wait([worker])
         except asyncio.CancelledError:
@@ -238,9 +240,10 @@ class BatchRun:
             self._cancelled.add(name)
 
     async def _sleep(self, seconds: float) -> None:
-        self._woken.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), seconds)
+            async with asyncio.timeout(seconds):  # not wait_for: at the moment of waking it would lose a cancellation
+                await self._woken.wait()
+        self._woken.clear()
 
     def _note(self, status: Status) -> Status:
         self._board.batches[status.id] = status

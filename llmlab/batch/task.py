@@ -32,6 +32,8 @@ class Task:
     """Rows that are settled already."""
     most_rows: int
     """Rows of a batch at most."""
+    sized: bool
+    """Whether the source is known to end."""
 
 
 @dataclass
