@@ -90,13 +90,13 @@ def without_nulls(text: str, places: list[tuple[str | int, ...]]) -> str | None:
 
 
 def _remove_null(value: Any, place: tuple[str | int, ...]) -> bool:
-    *way, last = place
-    for step in way:
+    for step in place:
         try:
-            value = value[step]
+            found = value[step]
         except (KeyError, IndexError, TypeError):
-            return False
-    if not isinstance(value, dict) or last not in value or value[last] is not None:
-        return False
-    del value[last]
-    return True
+            continue  # the name of a union's branch
+        if found is None and isinstance(value, dict):
+            del value[step]
+            return True
+        value = found
+    return False

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from llmlab.sim import strictness
 from llmlab.sim.wire import Ask, Headers, Refusal
 from llmlab.types import JSON
 
@@ -166,4 +167,6 @@ def _schema(config: Any) -> JSON | None:
         return None
     if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise Refusal("bad_request", "output_config.format: Input should be a json_schema with a schema")
+    if why := strictness.anthropic(form["schema"]):
+        raise Refusal("bad_request", f"output_config.format.schema: {why}")
     return dict(form["schema"])

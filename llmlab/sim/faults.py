@@ -39,6 +39,9 @@ MIXED = {
 QUIRKS = tuple(kind.name for kind in KINDS.values() if kind.family == "quirk" and kind.name != "big_line")
 """Shapes of other servers, without the one that costs 2 MB."""
 
+MISFITS = ("misfit_type", "misfit_missing", "misfit_cut", "misfit_prose")
+"""Ways in which JSON that was asked for is not what was asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outage:
@@ -146,6 +149,12 @@ class Faults:
         return cls({name: rate / len(QUIRKS) for name in QUIRKS})
 
     @classmethod
+    def misfits(cls, rate: float = 0.2) -> "Faults":
+        """Make a mixture of answers that do not fit the schema asked for, met by `rate` of the requests (a share)."""
+        _share("misfits", rate)
+        return cls({name: rate / len(MISFITS) for name in MISFITS})
+
+    @classmethod
     def only(cls, kind: str, rate: float = 1.0) -> "Faults":
         """Make one kind of fault, met by `rate` of the requests (a share)."""
         return cls({kind: rate})
@@ -165,7 +174,7 @@ class Faults:
     def parse(cls, text: str) -> "Faults":
         """Read the command line's form: items joined by commas.
 
-        `none`; `mixed:0.1`; `quirks:0.2`; `KIND:RATE` (`cut:0.05`); `outage:START+SECONDS`, with `@KIND`
+        `none`; `mixed:0.1`; `quirks:0.2`; `misfits:0.2`; `KIND:RATE` (`cut:0.05`); `outage:START+SECONDS`, with `@KIND`
         behind it if need be; `storm:START+SECONDS` (of 429s); `burst:GOOD/BAD` (mean seconds), `@KIND`;
         `retry_after:SECONDS` and `stall_for:SECONDS` set the fields `retry_after` and `stall`.
 
@@ -226,6 +235,6 @@ def _item(faults: Faults, name: str, value: str) -> Faults:
         good, _, bad = span.partition("/")
         window = Burst(float(good), float(bad), kind or "server_error")
         return replace(faults, windows=(*faults.windows, window))
-    mixtures = {"mixed": Faults.mixed, "quirks": Faults.quirks}
+    mixtures = {"mixed": Faults.mixed, "quirks": Faults.quirks, "misfits": Faults.misfits}
     extra = mixtures[name](float(value)) if name in mixtures else Faults.only(name, float(value or 1))
     return replace(faults | extra, retry_after=faults.retry_after, stall=faults.stall)

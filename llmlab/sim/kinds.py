@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Family: TypeAlias = Literal["refusal", "break", "body", "slow", "answer", "quirk"]
+Family: TypeAlias = Literal["refusal", "break", "body", "slow", "answer", "form", "quirk"]
 
 HINTS = ("header", "float", "date", "ms", "text", "none")
 """How a 429 tells when to come back: Retry-After in whole seconds, in fractions, as a date, as
@@ -18,7 +18,8 @@ class Kind:
     """The name used in `Faults` and in the statistics."""
     family: Family
     """What it does: refusal (an error answer), break (the connection ends), body (200 without an answer),
-    slow, answer (a poor one), quirk (an unusual shape)."""
+    slow, answer (a poor one), form (JSON that was asked for is not as it should be; other answers are), quirk (an
+    unusual shape)."""
     about: str
     """What the client sees."""
     recoverable: bool = True
@@ -31,7 +32,7 @@ class Kind:
     @property
     def harmless(self) -> bool:
         """Whether a correct client takes the answer as it is, without a retry."""
-        return self.family in ("quirk", "slow", "answer")
+        return self.family in ("quirk", "slow", "answer", "form")
 
 
 def _limited(suffix: str, hint: str, about: str) -> Kind:
@@ -44,6 +45,10 @@ def _refusal(name: str, about: str, *, mends: bool, error: str = "") -> Kind:
 
 def _quirk(name: str, about: str) -> Kind:
     return Kind(name, "quirk", about, recoverable=False)
+
+
+def _form(name: str, about: str) -> Kind:
+    return Kind(name, "form", f"where JSON was asked for: {about}", recoverable=False)
 
 
 NONE = _quirk("", "nothing unusual")
@@ -94,6 +99,12 @@ _KINDS = (
     Kind("slow_drip", "slow", "tokens come at a tenth of the speed", recoverable=False),
     Kind("empty", "answer", 'the answer is "", finish_reason stop', recoverable=False),
     Kind("refused", "answer", 'the answer is "", finish_reason content_filter / refusal', recoverable=False),
+    _form("misfit_type", "a field of the wrong type"),
+    _form("misfit_missing", "a required field that is not there"),
+    _form("misfit_cut", "JSON that ends too early, finish_reason stop"),
+    _form("misfit_prose", "no JSON at all"),
+    _form("fenced", "JSON in a fence, ```json"),
+    _form("chatty", "JSON with prose around it"),
     _quirk("comments", "`: ping` comments between the events"),
     _quirk("pings", "Anthropic's ping after each token; comments for OpenAI"),
     _quirk("unknown_events", "events of a type nobody knows (Anthropic); comments for OpenAI"),

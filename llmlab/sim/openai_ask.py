@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from llmlab.sim import strictness
 from llmlab.sim.wire import Ask, Headers, Refusal
 from llmlab.types import JSON
 
@@ -208,4 +209,6 @@ def _format(data: JSON, text: str) -> JSON | None:
     if not isinstance(spec, dict) or not spec.get("name") or not isinstance(spec.get("schema"), dict):
         name = "response_format.json_schema"
         raise _invalid(name, f"Missing required parameter: '{name}.name'.", "missing_required_parameter")
+    if spec.get("strict") and (why := strictness.openai(spec["schema"])):
+        raise _invalid("response_format", f"Invalid schema for response_format '{spec['name']}': {why}")
     return dict(spec["schema"])

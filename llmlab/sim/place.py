@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from llmlab.clock import wall_offset
 from llmlab.sim import anthropic_ask, anthropic_wire, openai_ask, openai_wire
 from llmlab.sim.buckets import Allowance, Bucket
+from llmlab.sim.formed import Structured, take
 from llmlab.sim.kinds import Kind
 from llmlab.sim.physics import Change, Engine, Physics, Seat
 from llmlab.sim.tally import Tally
@@ -105,10 +106,12 @@ class Dialect:
     """Reads a request, or raises Refusal."""
     wire: Wire
     """Writes answers."""
+    format_field: str
+    """The field that asks for JSON."""
 
 
-OPENAI = Dialect("/chat/completions", openai_ask.parse, openai_wire)
-ANTHROPIC = Dialect("/messages", anthropic_ask.parse, anthropic_wire)
+OPENAI = Dialect("/chat/completions", openai_ask.parse, openai_wire, "response_format")
+ANTHROPIC = Dialect("/messages", anthropic_ask.parse, anthropic_wire, "output_config")
 
 
 @dataclass(slots=True)
@@ -137,6 +140,10 @@ class Visit:
     """Whether its answer went out whole."""
     left: bool = False
     """Whether it is counted out, or never was counted in."""
+
+    def ask(self, headers: Headers, body: bytes, structured: Structured) -> Ask:
+        """Read the request as the model gets it; raises Refusal."""
+        return take(self.dialect.parse(body, headers), structured, self.dialect.format_field)
 
     @property
     def wire(self) -> Wire:

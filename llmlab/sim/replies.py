@@ -8,12 +8,11 @@ about four characters of English per token, one per CJK character, and joining t
 import random
 import re
 from hashlib import blake2b
-from typing import Any
 
 import orjson
 
+from llmlab.sim.formed import instance
 from llmlab.sim.wire import Answer, Ask, Choice
-from llmlab.types import JSON
 
 PER_TURN = 4
 PER_REQUEST = 3
@@ -150,61 +149,3 @@ def _cut(pieces: list[str], left: int | None, stop: tuple[str, ...]) -> Choice:
         at, word = min(found)
         return Choice(tuple(tokens(text[:at])), "stop_sequence", word)
     return Choice(tuple(kept), "length" if len(kept) < len(pieces) else "stop")
-
-
-def instance(schema: JSON, rng: random.Random) -> Any:
-    """Make a value that meets a JSON schema.
-
-    Knows type, properties, items, enum, const, anyOf, oneOf, $ref into the schema itself, minimum, maximum,
-    minItems and minLength; other keywords are not looked at.
-    """
-    return _instance(schema, rng, schema, 0)
-
-
-def _instance(schema: JSON, rng: random.Random, root: JSON, depth: int) -> Any:  # noqa: PLR0911  one line per keyword
-    if ref := schema.get("$ref"):
-        return _instance(_resolve(ref, root), rng, root, depth + 1)
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return rng.choice(schema["enum"])
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            # deep inside a schema that refers to itself only the plainest branch comes to an end
-            branch = schema[key][-1] if depth > 8 else rng.choice(schema[key])  # noqa: PLR2004
-            return _instance(branch, rng, root, depth + 1)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object":
-        return {key: _instance(each, rng, root, depth + 1) for key, each in schema.get("properties", {}).items()}
-    if kind == "array":
-        return _array(schema, rng, root, depth)
-    return _scalar(kind, schema, rng)
-
-
-def _array(schema: JSON, rng: random.Random, root: JSON, depth: int) -> list[Any]:
-    least = int(schema.get("minItems", 0))
-    most = max(least, int(schema.get("maxItems", least + 2)))
-    size = least if depth > 8 else min(most, max(least, rng.randint(1, 3)))  # noqa: PLR2004
-    return [_instance(schema.get("items", {}), rng, root, depth + 1) for _ in range(size)]
-
-
-def _scalar(kind: str, schema: JSON, rng: random.Random) -> Any:
-    low = schema.get("minimum", 0)
-    if kind == "integer":
-        return rng.randint(int(low), int(schema.get("maximum", low + 100)))
-    if kind == "number":
-        return round(rng.uniform(low, schema.get("maximum", low + 1)), 3)
-    if kind == "boolean":
-        return rng.random() < 0.5  # noqa: PLR2004
-    if kind == "null":
-        return None
-    text = f"{rng.choice(_OBJECTS)}".replace("{topic}", "it")
-    return text.ljust(int(schema.get("minLength", 0)), ".")[: schema.get("maxLength")]
-
-
-def _resolve(ref: str, root: JSON) -> JSON:
-    found: Any = root
-    for part in ref.removeprefix("#").strip("/").split("/"):
-        found = found.get(part, {}) if part else found
-    return dict(found)

@@ -12,6 +12,7 @@ import httpx
 
 from llmlab.sim.batches import BatchPace
 from llmlab.sim.faults import Faults
+from llmlab.sim.formed import Structured
 from llmlab.sim.physics import Change, Physics
 from llmlab.sim.script import Body
 from llmlab.sim.wire import Ask, Broken
@@ -45,6 +46,7 @@ class Simulator(httpx.AsyncBaseTransport):
         changes: What becomes of the physics while it runs: `Change(60, Physics(slots=8))` a minute after the first
             request.
         batches: How fast batches go, and their limits. None: 50 rows a second, the real limits.
+        structured: What is made of a JSON schema to which answers are to be held: see `llmlab.sim.formed`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Simulator(httpx.AsyncBaseTransport):
         say: Callable[[Ask], str] | None = None,
         changes: Iterable[Change] = (),
         batches: BatchPace | None = None,
+        structured: Structured = "json_schema",
     ) -> None:
         self.world = World(
             seed=seed,
@@ -68,6 +71,7 @@ class Simulator(httpx.AsyncBaseTransport):
             say=say,
             changes=changes,
             batches=batches,
+            structured=structured,
         )
 
     def fresh(self, *, seed: int | None = None) -> "Simulator":
@@ -82,6 +86,7 @@ class Simulator(httpx.AsyncBaseTransport):
             say=old.say,
             changes=old.changes,
             batches=old.pace,
+            structured=old.structured,
         )
 
     @property

@@ -20,6 +20,7 @@ from llmlab.sim.anthropic_batch import AnthropicBatches
 from llmlab.sim.batches import BatchPace, Result
 from llmlab.sim.buckets import Allowance
 from llmlab.sim.faults import Faults
+from llmlab.sim.formed import Structured, checked, spoil
 from llmlab.sim.kinds import NONE
 from llmlab.sim.openai_batch import OpenAIBatches
 from llmlab.sim.physics import Change, Full, Physics, Seat
@@ -51,7 +52,9 @@ class World:
         say: Callable[[Ask], str] | None = None,
         changes: Iterable[Change] = (),
         batches: BatchPace | None = None,
+        structured: Structured = "json_schema",
     ) -> None:
+        self.structured = checked(structured)
         self.seed = seed
         self.physics = Physics() if physics is None else physics
         self.changes = tuple(changes)
@@ -137,7 +140,7 @@ class World:
         await asyncio.sleep(visit.here.physics.rtt)
         await self._misfortune(visit)
         aside.authorize(self.keys, headers)
-        ask = visit.dialect.parse(body, headers)
+        ask = visit.ask(headers, body, self.structured)
         tokens = replies.input_tokens(ask)
         self._admit(visit, ask, tokens)
         try:
@@ -151,6 +154,8 @@ class World:
         answer = self._answer(visit, ask)
         if visit.kind.family == "answer":
             answer = poor(answer, ask, visit.kind.name)
+        elif visit.kind.family == "form":
+            answer = spoil(answer, ask, visit.kind.name, visit.rng, lambda text: tuple(replies.tokens(text)))
         if ask.stream:
             return self._stream(visit, seat, ask, answer)
         if visit.kind.name == "error_in_stream":  # there is no stream to have it in
@@ -312,7 +317,7 @@ class World:
         return Result(visit.stamp.id, 200, told, answer.input_tokens, answer.output_tokens)
 
     def _read_row(self, visit: Visit, headers: Headers, body: bytes) -> Ask:
-        ask = visit.dialect.parse(body, headers)
+        ask = visit.ask(headers, body, self.structured)
         if ask.stream:
             raise Refusal("bad_request", "stream: batches are not streamed", param="stream")
         aside.check(ask, replies.input_tokens(ask), self.models, visit.here.physics.context)

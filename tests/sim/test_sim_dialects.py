@@ -206,7 +206,7 @@ def test_the_system_prompt_counts_as_text() -> None:
 
 
 def test_a_schema_is_read_in_both_dialects() -> None:
-    schema = {"type": "object", "properties": {"label": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"label": {"type": "string"}}, "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "label", "schema": schema}}
     assert openai(response_format=form).schema == schema
     assert anthropic(output_config={"format": {"type": "json_schema", "schema": schema}}).schema == schema

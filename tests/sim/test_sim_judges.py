@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx2
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from llmlab.sim.faults import QUIRKS, Faults
 from llmlab.sim.physics import Physics
@@ -89,11 +90,26 @@ def test_openai_reads_a_stream_with_its_usage() -> None:
     assert chunks[-2].choices[0].finish_reason == "stop"
 
 
+class Review(BaseModel):
+    label: Literal["good", "bad"]
+    stars: int = Field(ge=1, le=5)
+    note: str | None = None
+
+
 def test_openai_parses_structured_output() -> None:
-    schema = {"type": "object", "properties": {"label": {"enum": ["good", "bad"]}}, "required": ["label"]}
-    form = {"type": "json_schema", "json_schema": {"name": "label", "schema": schema, "strict": True}}
-    found = judge(openai_client, lambda client: chat(client, response_format=form))
-    assert found.choices[0].message.content in ('{"label":"good"}', '{"label":"bad"}')
+    found = judge(
+        openai_client,
+        lambda client: client.chat.completions.parse(model="m", messages=ASKED, response_format=Review),
+    )
+    assert isinstance(found.choices[0].message.parsed, Review)
+
+
+def test_anthropic_parses_structured_output() -> None:
+    found = judge(
+        anthropic_client,
+        lambda client: client.messages.parse(model="m", messages=ASKED, max_tokens=500, output_format=Review),
+    )
+    assert isinstance(found.parsed_output, Review)
 
 
 def test_openai_lists_models() -> None:

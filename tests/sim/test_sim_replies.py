@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.sim.replies import answer, input_tokens, instance, tokens
+from llmlab.sim.formed import instance
+from llmlab.sim.replies import answer, input_tokens, tokens
 from llmlab.sim.wire import Answer, Ask
 
 
