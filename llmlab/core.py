@@ -1,6 +1,7 @@
 """What every verb of a lab stands on: its targets, its event loop, its settings, and how a job is begun."""
 
 import asyncio
+import copy
 import itertools
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
@@ -37,6 +38,7 @@ from llmlab.types import Prompt
 from llmlab.views import Maker
 
 T = TypeVar("T")
+J = TypeVar("J", bound=Job[Any])
 
 _told = False
 
@@ -97,9 +99,11 @@ class Core:
         )
         self._budget = budget_of(self.target, budget_usd, budget_tokens)
         self.target.limit_spending(self._budget)
+        self._is_member = False
         self._singles = {priority: self._lane(priority, None, patient=False) for priority in PRIORITIES}
         self.last: Job[Any] | Any | None = None
         """The Job or Experiment started last: after an interrupted cell, `lab.last.frame` has what is finished."""
+        self._watchers: list[Callable[[Job[Any]], object]] = []
         self._places = itertools.count()
         self._progress, self._seed = progress, seed
         self.target.provider.prices.get(self.target.provider.model)  # the list is read now, not while rows wait
@@ -146,6 +150,32 @@ class Core:
     def wait_for(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `main()` on the lab's loop and wait for it without `await`, as `job.result()` does."""
         return self._home.run(main)
+
+    # -- company ------------------------------------------------------------------------------------------
+
+    def watch(self, watcher: Callable[[Job[Any]], object]) -> Callable[[], None]:
+        """Call `watcher(job)` with each job from now on, before anything of it is sent, also those of `member` labs.
+
+        For who counts, logs or traces: `job.bus.subscribe(listener, *event_types)` hears what happens to it. Provider
+        batches (`submit_batch`) are no jobs.
+
+        Returns:
+            A function that ends it.
+        """
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def member(self) -> Self:
+        """The same lab, for one of several who share it: targets, limits, cache and budget are one.
+
+        Members take turns at the lab, evenly by tokens, however many jobs each of them has. Closing one closes all.
+        """
+        member = copy.copy(self)
+        member._singles = {  # noqa: SLF001  one of us
+            priority: Lane(priority, lane.patient, lane.budgets) for priority, lane in self._singles.items()
+        }
+        member._is_member = True  # noqa: SLF001
+        return member
 
     # -- life ---------------------------------------------------------------------------------------------
 
@@ -266,10 +296,13 @@ class Core:
         order = Order(
             rows, stream=stream, seed=self._seed, view=view, places=self._places, journal=journal, lane=lane, flow=flow
         )
-        job: Job[Any] = Job(
-            name, order, home=self._home, open_ground=open_ground or self._open, finish=finish, tuner=self
-        )
+        opening = open_ground or self._open
+        return self._known(Job(name, order, home=self._home, open_ground=opening, finish=finish, tuner=self))
+
+    def _known(self, job: J) -> J:
         self.last = job
+        for watcher in self._watchers:
+            watcher(job)
         return job
 
     def _tell_price(self) -> None:
@@ -292,7 +325,8 @@ class Core:
 
     def _lane(self, priority: int, budget: Spend | None, *, patient: bool) -> Lane:
         check_priority(priority)
-        return Lane(priority, patient, tuple(each for each in (self._budget, budget) if each is not None))
+        among = self._singles[priority] if self._is_member else None
+        return Lane(priority, patient, tuple(each for each in (self._budget, budget) if each is not None), among=among)
 
 
 def _tell_trouble(trouble: str | None) -> None:

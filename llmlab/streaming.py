@@ -200,8 +200,7 @@ class Streaming(Core):
         view, lane = maker(GridText, wanted=None), self._lane(priority, None, patient=True)
         order = Order(asked.rows, stream=True, seed=self._seed, view=view, places=self._places, lane=lane)
         self._tell_price()
-        show = self.last = Show(asked, order, by=by, home=self._home, tuner=self)
-        return show
+        return self._known(Show(asked, order, by=by, home=self._home, tuner=self))
 
     def _streamed(self, name: str, rows: Rows, lane: Lane, flow: Flow) -> Job[Any]:
         return self._job(name, rows, stream=True, finish=frame_of, lane=lane, flow=flow)

@@ -8,6 +8,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmlab"
 
 BANDS = {
+    "metrics": 2,
+    "service.desk": 12,
+    "service.faults": 11,
+    "service.shapes": 11,
+    "service.sse": 13,
+    "service.guard": 13,
+    "service.asking": 13,
+    "service.completions": 14,
+    "service.archive": 14,
+    "service.chat": 15,
+    "service.jobs": 15,
+    "service.state": 15,
+    "service.page": 11,
+    "service": 16,
     "backoff": 0,
     "batch": 0,
     "clock": 0,

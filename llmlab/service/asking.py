@@ -1,0 +1,86 @@
+"""Who asks, how many rows at a time, and how rows of a frame become answers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from llmlab.events import Bus, Finished
+from llmlab.service.desk import Client, Desk, Room
+from llmlab.service.faults import Failure, Fault, fault_of
+from llmlab.service.shapes import ErrorBody, RowAnswer, UsageShape
+from llmlab.types import Outcome
+
+
+@dataclass
+class Asked:
+    """A request that was let in, with room for its rows."""
+
+    request: Request
+    """The request."""
+    desk: Desk
+    """The service's."""
+    client: Client
+    """Who asks."""
+    request_id: str
+    """Its id."""
+    room: Room
+    """To be left at the end."""
+
+    def note(self, **fields: object) -> None:
+        """Put something into its line in the log; no texts of prompts or answers."""
+        self.request.state.noted.update(fields)
+
+
+def asked(request: Request, *, rows: int) -> Asked:
+    """Let a request of so many rows in.
+
+    Raises:
+        Failure: it has too many, its key has asked too often, or the service is full.
+    """
+    desk: Desk = request.state.desk
+    client: Client = request.state.client
+    request.state.noted["prompts"] = rows
+    if rows > desk.settings.max_prompts:
+        words = f"{rows} prompts in one request, {desk.settings.max_prompts} at most: POST /v1/jobs takes more"
+        raise Failure(Fault(413, "too_many_prompts", words))
+    client.charge(asyncio.get_running_loop().time(), min(rows, 1))
+    return Asked(request, desk, client, request.state.request_id, desk.take_room(rows))
+
+
+async def paced(prompts: Sequence[Any], most: int | None, bus: Callable[[], Bus]) -> AsyncIterator[Any]:
+    """Prompts for a job that is to have `most` of its rows at work at a time. None: as many as the lab takes."""
+    if most is None:
+        for prompt in prompts:
+            yield prompt
+        return
+    free = asyncio.Semaphore(most)
+    bus().subscribe(lambda _: free.release(), Finished)
+    for prompt in prompts:
+        await free.acquire()
+        yield prompt
+
+
+def row_of(outcome: Outcome) -> RowAnswer:
+    """What became of a row, as its client gets it."""
+    reply = outcome.reply
+    if reply is None:
+        return RowAnswer(index=outcome.index, status=outcome.status, error=_error_of(outcome))
+    return RowAnswer(
+        index=outcome.index,
+        status="ok",
+        content=reply.content,
+        model=reply.model,
+        usage=UsageShape.of(reply.usage),
+        latency_ms=reply.latency_s * 1000.0,
+        finish_reason=reply.finish_reason,
+    )
+
+
+def _error_of(outcome: Outcome) -> ErrorBody | None:
+    if outcome.status != "error" or outcome.error is None:
+        return None
+    fault = fault_of(outcome.error)
+    return ErrorBody(type=fault.type, message=fault.message, code=fault.status)
