@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmlab.cli.demo import FAULTS, demo
 from llmlab.cli.run import add_run
+from llmlab.cli.serve import add_serve
 from llmlab.sim.batches import BatchPace
 from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Physics
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmlab {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_run(commands)
+    add_serve(commands)
     shown = commands.add_parser("demo", help="run a shipped CSV of prompts against a misbehaving simulated server")
     shown.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the results")
     shown.add_argument("--faults", default=FAULTS, help=f"what goes wrong (default: {FAULTS})")

@@ -650,7 +650,7 @@ async def with_simulator(use: Callable[[llmlab.Lab, Simulator], Awaitable[None]]
 async def gone(simulator: Simulator, left: int) -> None:
     """Until the provider has only so many requests in its hands."""
     async with asyncio.timeout(10):
-        while simulator.stats()["in_flight"] != left:  # noqa: ASYNC110  the simulator tells nobody
+        while simulator.stats()["in_flight"] != left:
             await asyncio.sleep(0)
 
 

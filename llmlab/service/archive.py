@@ -206,7 +206,7 @@ class Archive:
     async def _until_end(self, entry: Entry, job: Job[Any], room: Room) -> None:
         try:
             await job
-        except Exception as error:  # noqa: BLE001  the job's own failure is its status
+        except Exception as error:  # the job's own failure is its status
             entry.status, entry.error = "failed", fault_of(error).message
             log.exception(json.dumps({"job": entry.id}))
         finally:

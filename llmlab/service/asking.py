@@ -29,6 +29,11 @@ class Asked:
     room: Room
     """To be left at the end."""
 
+    def note_texts(self, texts: object) -> None:
+        """Put prompts into the log, if that is wanted."""
+        if self.desk.settings.log_prompts:
+            self.note(texts=texts)
+
     def note(self, **fields: object) -> None:
         """Put something into its line in the log; no texts of prompts or answers."""
         self.request.state.noted.update(fields)

@@ -62,6 +62,7 @@ async def chat(request: Request, body: ChatRequest) -> Any:
             "max_tokens": body.max_completion_tokens or body.max_tokens,
             "extra": body.extra_fields(),
         }
+        ask.note_texts(body.messages)
         messages = [_turn(message) for message in body.messages]
         if body.stream:
             response = await _stream(ask, ask.client.lab.stream(messages, **parameters), body)

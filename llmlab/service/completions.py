@@ -47,8 +47,8 @@ router = APIRouter(prefix="/v1", tags=["completions"], responses=FAILURES)
     responses={
         200: {
             "description": 'The answer; with `stream` server-sent events: `data: {"content": …}` for each piece, one '
-            "with `finish_reason`, `usage`, `model`, `latency_ms`, `request_id`, then `data: [DONE]`. A failure after the "
-            "first piece is an event `error`, and no [DONE] follows.",
+            "with `finish_reason`, `usage`, `model`, `latency_ms`, `request_id`, then `data: [DONE]`. A failure after "
+            "the first piece is an event `error`, and no [DONE] follows.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
@@ -59,6 +59,7 @@ async def complete(request: Request, body: CompletionRequest) -> Any:
     try:
         model = ask.desk.check_model(body.model)
         given = body.asked()
+        ask.note_texts(given)
         if body.stream:
             stream = ask.client.lab.stream(given, priority=body.priority, **body.parameters(model))
             response = await _stream(ask, stream, body)
@@ -113,6 +114,7 @@ INTERNAL = 500
 async def complete_batch(request: Request, body: BatchRequest) -> Any:
     """Answer many prompts; the results stand in the order of the prompts, failures in their places."""
     ask = asked(request, rows=len(body.prompts))
+    ask.note_texts(body.prompts)
     begun = time.perf_counter()
     try:
         job = ask.client.lab.run_many(

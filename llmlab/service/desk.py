@@ -27,20 +27,30 @@ ANYBODY = "anybody"
 """Name of the client where nobody needs a key."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a service is told when it is made; described at `llmlab.service.create_app`."""
 
-    keys: Mapping[str, str]
-    models: Collection[str] | None = None
-    rpm: float | None = None
-    max_body: int = 10_000_000
-    max_prompts: int = 1_000
-    max_pending: int = 10_000
-    deadline: float = 600.0
-    stall: float = 30.0
-    grace: float = 30.0
-    log_prompts: bool = False
+    keys: Mapping[str, str] = field(repr=False)
+    """By name."""
+    models: Collection[str] | None
+    """That may be asked for besides the lab's own. None: any."""
+    rpm: float | None
+    """For each key. None: no limit."""
+    max_body: int
+    """Bytes."""
+    max_prompts: int
+    """Of one batch."""
+    max_pending: int
+    """Rows at work at a time."""
+    deadline: float
+    """Seconds for a request that waits for its answer."""
+    stall: float
+    """Seconds for which a reader may take nothing."""
+    grace: float
+    """Seconds for what is at work when the service ends."""
+    log_prompts: bool
+    """Whether prompts' texts stand in the log."""
 
     def __post_init__(self) -> None:
         for name in ("max_body", "max_prompts", "max_pending", "deadline", "stall"):
@@ -86,8 +96,11 @@ class Desk:
     """The service's state; lives on the server's loop."""
 
     lab: Lab
+    """Answers."""
     settings: Settings
+    """As the service was told."""
     metrics: Metrics = field(default_factory=Metrics)
+    """What all jobs of the lab came to so far."""
     pending: int = 0
     """Rows at work."""
     waited_for: int = 0
@@ -98,7 +111,7 @@ class Desk:
     """Set when what is still at work is cancelled."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is at work that is waited for."""
-    _clients: dict[bytes, Client] = field(default_factory=dict)
+    _clients: dict[bytes, Client] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.idle.set()

@@ -38,9 +38,7 @@ _ANSWERS: dict[Kind, Answer] = {
     errors.ProviderDown: Answer(503, "upstream_down", "the upstream provider is down"),
     errors.Overloaded: Answer(503, "upstream_overloaded", "the upstream provider has no capacity for now"),
     errors.LabClosed: Answer(503, "shutting_down", "the service is shutting down"),
-    errors.QuotaExhausted: Answer(
-        502, "upstream_quota", "the service has no credit with its upstream provider"
-    ),
+    errors.QuotaExhausted: Answer(502, "upstream_quota", "the service has no credit with its upstream provider"),
     errors.AuthFailed: Answer(502, "upstream_auth", "the upstream provider refuses the service's key"),
     errors.PermissionDenied: Answer(502, "upstream_permission", "the upstream provider does not permit this request"),
     errors.TimedOut: Answer(504, "upstream_timeout", "the upstream provider did not answer in time"),

@@ -17,6 +17,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,7 +88,7 @@ def refuse(fault: Fault, request_id: str | None) -> JSONResponse:
     return JSONResponse(fault.body(request_id), fault.status, headers)
 
 
-UNAUTHORIZED = 401
+UNAUTHORIZED, TOO_LARGE = 401, 413
 
 
 def _id(given: str | None) -> str:
@@ -119,9 +120,9 @@ def _is_loopback(host: str, *, otherwise: bool) -> bool:
 
 def _bounded(receive: Receive, headers: Headers, most: int) -> Receive:
     """Receive a body of bounded size, whatever its header says."""
-    too_large = Failure(Fault(413, "too_large", f"a body has {most} bytes at most"))
+    words = f"a body has {most} bytes at most"
     if headers.get("content-length", "0").isdigit() and int(headers.get("content-length", "0")) > most:
-        raise too_large
+        raise Failure(Fault(TOO_LARGE, "too_large", words))
     received = 0
 
     async def bounded() -> Message:
@@ -129,7 +130,7 @@ def _bounded(receive: Receive, headers: Headers, most: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            raise too_large
+            raise HTTPException(TOO_LARGE, words)  # FastAPI makes a 400 of anything else
         return message
 
     return bounded

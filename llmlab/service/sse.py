@@ -34,7 +34,8 @@ class EventStream(Response):
     Args:
         events: Makes them; it is closed at the end, however that comes.
         desk: The service's.
-        ping: Whether silence may last, so that it is filled with comments.
+        ping: Whether silence may last, so that it is filled with comments; such a stream ends when the service is
+            about to, the others when it does.
         on_end: Called when it is over, however.
     """
 
@@ -57,7 +58,7 @@ class EventStream(Response):
         tasks = [
             asyncio.ensure_future(self._send(send)),
             asyncio.ensure_future(until_disconnected(receive)),
-            asyncio.ensure_future(self._desk.over.wait()),
+            asyncio.ensure_future((self._desk.draining if self._ping else self._desk.over).wait()),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

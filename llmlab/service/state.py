@@ -1,7 +1,7 @@
 """`GET /v1/health`, `/v1/metrics`, `/v1/metrics/stream` and Prometheus' `/metrics`: how the service fares."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -59,18 +59,18 @@ async def metrics_stream(request: Request) -> Response:
     desk: Desk = request.state.desk
 
     async def events() -> AsyncGenerator[bytes, None]:
-        while not desk.draining.is_set():
+        while True:
             yield event(snapshot(desk))
             await asyncio.sleep(EVERY)
 
-    return EventStream(events(), desk)
+    return EventStream(events(), desk, ping=True)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def prometheus(request: Request) -> Response:
     """The same for Prometheus."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(request.state.desk))  # type: ignore[arg-type]
+    registry.register(_Collector(request.state.desk))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -109,7 +109,7 @@ class _Collector:
         found = self._desk.metrics
         yield _counter("llmlab_rows", "Rows settled.", ["status"], {(k,): v for k, v in found.rows.items()})
         yield _counter("llmlab_errors", "Rows failed.", ["error_type"], {(k,): v for k, v in found.errors.items()})
-        yield _counter("llmlab_attempts", "Requests sent.", ["target", "outcome"], dict(found.attempts))
+        yield _counter("llmlab_attempts", "Requests sent.", ["target", "outcome"], found.attempts)
         yield _counter(
             "llmlab_retries", "Requests repeated.", ["error_type"], {(k,): v for k, v in found.retries.items()}
         )
@@ -130,7 +130,7 @@ class _Collector:
         yield breakers
 
 
-def _counter(name: str, words: str, labels: list[str], values: dict[tuple[str, ...], float]) -> Metric:
+def _counter(name: str, words: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
     family = CounterMetricFamily(name, words, labels=labels)
     for key, value in values.items():
         family.add_metric(list(key), value)

@@ -37,7 +37,7 @@ async def submit(client: Any, lines: Sequence[Any], **fields: Any) -> Any:
 
 
 async def until(look: Any, ended: Any) -> Any:
-    while not ended(batch := await look()):  # noqa: ASYNC110  the server tells nobody
+    while not ended(batch := await look()):
         await asyncio.sleep(0.01)
     return batch
 
