@@ -288,7 +288,7 @@ def test_it_begins_by_itself_and_tells_how_far_it_is(lab: llmlab.Lab) -> None:
     async def main() -> Any:
         job = lab.compare(TWO, n=20)
         assert "not started" in repr(job)
-        while not job.done:  # noqa: ASYNC110  nobody waits for it
+        while not job.done:
             await asyncio.sleep(0.01)
         return job
 
@@ -303,7 +303,7 @@ def stopped_after_one(lab: llmlab.Lab, stop: Any) -> Any:
     async def main() -> Any:
         job = lab.compare(TWO, n=1500, seeds=range(50))
         waiting = asyncio.ensure_future(job.wait())
-        while len(job.frame) < 1:  # noqa: ASYNC110  there is no event to wait for
+        while len(job.frame) < 1:
             await asyncio.sleep(0.01)
         stop(job)
         began = time.perf_counter()
