@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from llmlab.batch.courier import Courier, Interval
 from llmlab.batch.manifest import Manifest
 from llmlab.batch.names import JOINT
+from llmlab.batch.purse import Purse
 from llmlab.batch.run import BatchRun
 from llmlab.batch.task import Board, Task, Told
+from llmlab.estimate import Estimator
 from llmlab.frame import Frame, Record
 from llmlab.job import Job
 from llmlab.keeper import Keeper
@@ -97,9 +99,15 @@ class BatchJob(Job[Frame]):
             courier=Courier(provider, retry, rng),
             poller=Courier(provider, ONCE, rng),
             interval=Interval(mission.poll, rng),
+            purse=self._purse(),
             told=Told(self.bus, self._keep, self._tell_total, self._tell_made, lambda: self.paused),
         )
         return self._run
+
+    def _purse(self) -> Purse:
+        line = self._mission.target.line
+        estimator = Estimator() if line is None or line.estimator is None else line.estimator
+        return Purse(self._order.lane.budgets, estimator, self._manifest, self._mission.api.discount)
 
     def _tell_total(self, total: int) -> None:
         self.progress.now.total = total or None

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import orjson
 
 from llmlab.batch.names import Name, new_token, read_name, request_key
-from llmlab.errors import BadPayload, LLMError
+from llmlab.call import Reader
+from llmlab.errors import BadPayload, LLMError, SchemaMismatch
 from llmlab.providers.base import Draft, unpack
 from llmlab.providers.batches import Line
 from llmlab.providers.endpoint import Provider
-from llmlab.types import Item, Prompt, Reply
+from llmlab.types import Item, Prompt, Reply, Usage
 
 
 class Mismatch(ValueError):
@@ -28,6 +29,8 @@ class Manifest:
     """Whom they are for."""
     items: dict[int, Item] = field(default_factory=dict)
     """The prompts, by position, as far as they are known."""
+    reader: Reader | None = None
+    """Reads the answers into what was asked for. None: they are text."""
     given: bool = True
     """Whether the user gave them: then the names of results must fit."""
     token: str | None = None
@@ -40,6 +43,8 @@ class Manifest:
     """Requests of rows without an answer, where the provider gave them back."""
     tries: Counter[int] = field(default_factory=Counter)
     """How often each row was in a batch."""
+    wasted: dict[int, tuple[Usage, float | None]] = field(default_factory=dict)
+    """Tokens and dollars of answers that were paid for and did not fit, by row."""
     errors: dict[int, BaseException] = field(default_factory=dict)
     """Of the rows that have no answer, why."""
     places: dict[str, int] = field(default_factory=dict)
@@ -141,6 +146,12 @@ class Manifest:
             cost_usd=self._cost(draft, self.model_asked(line.custom_id) or model),
         )
 
+    def waste(self, position: int, usage: Usage, cost_usd: float | None) -> None:
+        """Account for an answer that was paid for and is of no use."""
+        before, usd = self.wasted.get(position, (Usage(), None))
+        cost = usd if cost_usd is None else cost_usd + (usd or 0.0)
+        self.wasted[position] = before + usage, cost
+
     def model_asked(self, custom_id: str) -> str | None:
         """The model that a row asked, which is the one with a price; None: not known."""
         position = self.place(custom_id)
@@ -163,7 +174,9 @@ def read_lines(body: bytes) -> Iterable[bytes]:
 
 def _mendable(error: BaseException) -> bool:
     """Whether the same request may succeed another time; what was cancelled may."""
-    return error.verdict.retry if isinstance(error, LLMError) else not isinstance(error, TypeError | ValueError)
+    if isinstance(error, LLMError):
+        return error.verdict.retry or isinstance(error, SchemaMismatch)
+    return not isinstance(error, TypeError | ValueError)
 
 
 def _prompt(body: bytes) -> Prompt | None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from llmlab.batch.courier import Courier, Interval
 from llmlab.batch.manifest import read_lines
 from llmlab.batch.names import Bundle, Bundler
+from llmlab.batch.purse import Purse
 from llmlab.batch.settle import Settler
 from llmlab.batch.task import Board, Task, Told, breathing
 from llmlab.errors import BadPayload, BadRequest, Conflict, LLMError, NotFound, RequestTooLarge
@@ -34,6 +35,7 @@ class BatchRun:
         poller: Sends once.
         interval: Seconds between two looks.
         told: Who is told.
+        purse: What may be spent.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class BatchRun:
         poller: Courier,
         interval: Interval,
         told: Told,
+        purse: Purse,
     ) -> None:
         self._task, self._rows, self._api, self._board = task, task.manifest, api, board
         self._courier, self._poller, self._interval, self._told = courier, poller, interval, told
         self.stopped: str | None = None
-        self._settler = Settler(task.manifest, task.carried, told.bus, told.keep)
+        self._purse = purse
+        self._settler = Settler(task.manifest, task.carried, told.bus, told.keep, purse)
         self._fetched: set[str] = set()
         self._worker: asyncio.Task[None] | None = None
         self._making = self._cancelling = False
@@ -63,7 +67,8 @@ class BatchRun:
         """Submit, follow and settle.
 
         Raises:
-            LLMError: nothing could be submitted, or a batch cannot be looked at any more.
+            LLMError: nothing could be submitted, or a batch cannot be looked at any more; BudgetSpent, if the rows
+                might cost more than they may.
             Mismatch: prompts given along with an id are not those that were submitted.
         """
         worker = self._worker = asyncio.get_running_loop().create_task(self._work())
@@ -80,6 +85,7 @@ class BatchRun:
         finally:
             live = len(self._fetched) < len(self._board.batches)
             self._settler.write_off(self.stopped or _why(worker), live=live)
+            self._purse.close()
             self._told.made()
         if not worker.cancelled():
             worker.result()
@@ -153,6 +159,7 @@ class BatchRun:
     # -- submitting ---------------------------------------------------------------------------------------
 
     async def _submit(self) -> None:
+        self._purse.reserve(self._in_order())
         api, made, failure = self._api, 0, None
         bundler = Bundler(most_rows=self._task.most_rows, most_bytes=api.most_bytes, one_model=api.one_model)
         async for bundle in self._bundles(bundler):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 
 from llmlab.batch.manifest import Manifest
 from llmlab.batch.names import JOINT
+from llmlab.batch.purse import Purse
 from llmlab.clock import wall_offset
-from llmlab.errors import BadPayload, Conflict, LLMError
+from llmlab.errors import BadPayload, Conflict, LLMError, SchemaMismatch
 from llmlab.events import Attempted, Bus, Finished
 from llmlab.providers.batches import Line, Status
 from llmlab.types import Kind, Outcome, Prompt, Reply
@@ -24,10 +25,13 @@ class Settler:
         carried: Those that are settled already.
         bus: The job's events.
         keep: Told of each row as it is settled.
+        purse: Told what it has cost.
     """
 
-    def __init__(self, rows: Manifest, carried: set[int], bus: Bus, keep: Callable[[Outcome], object]) -> None:
-        self._rows, self._settled, self._bus, self._keep = rows, carried, bus, keep
+    def __init__(
+        self, rows: Manifest, carried: set[int], bus: Bus, keep: Callable[[Outcome], object], purse: Purse
+    ) -> None:
+        self._rows, self._settled, self._bus, self._keep, self._purse = rows, carried, bus, keep, purse
         self._failures: dict[int, tuple[Line, Status]] = {}
         self.members: dict[str, list[int]] = {}
         """Rows of each batch, as they stand in it, where that is known."""
@@ -42,11 +46,22 @@ class Settler:
             self._failures[position] = line, status
             return
         try:
-            reply = self._rows.reply(line)
+            reply = self._read(position, line)
         except LLMError as error:
             self._failures[position] = Line(line.custom_id, error=error, request_id=line.request_id), status
         else:
             self.settle(position, "ok", reply=reply, batch=status)
+
+    def _read(self, position: int, line: Line) -> Reply:
+        reply = self._rows.reply(line)
+        if self._rows.reader is None:
+            return reply
+        try:
+            return self._rows.reader.read(reply)
+        except SchemaMismatch:
+            if reply.usage is not None:
+                self._rows.waste(position, reply.usage, reply.cost_usd)
+            raise
 
     def finish(self, batches: Iterable[Status]) -> None:
         """Settle the rows that have no answer: all batches have ended."""
@@ -92,14 +107,16 @@ class Settler:
         began = now if batch is None or batch.made is None else batch.made
         if batch is not None:
             self._attempted(position, reply, error, began, now)
+        elif not self._rows.tries[position]:
+            self._purse.never_sent(position)
         if error is None:
             self._rows.bodies.pop(position, None)
             self._rows.errors.pop(position, None)
         else:
             self._rows.errors[position] = error
         prompt = item if isinstance(item, Prompt) else None
-        tries = self._rows.tries[position]
-        outcome = Outcome(position, prompt, fate, reply, error, tries, 0.0, 0.0, began, now)
+        tries, wasted = self._rows.tries[position], self._rows.wasted.get(position, (None, None))
+        outcome = Outcome(position, prompt, fate, reply, error, tries, 0.0, 0.0, began, now, *wasted)
         self._keep(outcome)
         self._bus.emit(Finished(outcome))
 
@@ -107,7 +124,8 @@ class Settler:
         self, position: int, reply: Reply | None, error: BaseException | None, began: float, ended: float
     ) -> None:
         tries, target = self._rows.tries[position], f"{self._rows.provider.name}:{self._rows.provider.model}"
-        usage, cost = (None, None) if reply is None else (reply.usage, reply.cost_usd)
+        usage, cost = self._rows.wasted.get(position, (None, None)) if reply is None else (reply.usage, reply.cost_usd)
+        self._purse.settled(position, usage, cost)
         failure = error if isinstance(error, LLMError) or error is None else LLMError(str(error))
         sent, over = began - self._wall, ended - self._wall
         kind: Kind = "first" if tries <= 1 else "retry"

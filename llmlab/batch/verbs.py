@@ -14,7 +14,10 @@ from llmlab.order import Order
 from llmlab.progress import line_of
 from llmlab.providers.batches import BatchAPI
 from llmlab.rules.checks import count
+from llmlab.rules.spend import Spend
+from llmlab.settings import budget_of
 from llmlab.streaming import Many
+from llmlab.typed import reader_of
 from llmlab.views import maker
 
 POLL = 60.0
@@ -35,6 +38,9 @@ class Batching(Core):
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        budget_usd: float | None = None,
+        budget_tokens: int | None = None,
         most_rows: int | None = None,
         poll: float = POLL,
         progress: bool | None = None,
@@ -57,6 +63,11 @@ class Batching(Core):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
+            schema: What each answer is to be, as in `run_many`. One that does not fit is an error, SchemaMismatch;
+                `job.resubmit()` asks for it again.
+            budget_usd: Dollars that this job may spend; BudgetSpent, before anything is sent, if its rows might cost
+                more. How much they may is estimated, from above if `max_tokens` is set.
+            budget_tokens: Tokens that it may use, input and output together; likewise.
             most_rows: Rows of a batch at most, if that is to be fewer than the provider's limit, as where it lets only
                 so many tokens wait.
             poll: Seconds between two looks at most.
@@ -64,17 +75,20 @@ class Batching(Core):
 
         Returns:
             A BatchJob: `await` it, or call its `result()`, for a DataFrame as of `run_many`. `latency_ms` is missing,
-            `cost_usd` is at the batch's price. A row's failure is data; `job.resubmit()` sends those once more.
+            `cost_usd` is at the batch's price. A row's failure is data; `job.resubmit()` sends those once more. That
+            nothing could be submitted is the job's own failure.
 
         Raises:
             TypeError, ValueError: the input, a row or a parameter is not usable, or the provider has no Batch API that
                 llmlab speaks; nothing was sent.
         """
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
-        mission = self._mission(Manifest(self.target.provider), poll, most_rows)
+        reader = reader_of(schema, 0)
+        rows = read_rows(prompts, template=template, overrides=overrides, **defaults).asking(reader)
+        mission = self._mission(Manifest(self.target.provider, reader=reader), poll, most_rows)
         mission.todo = None
-        return self._batch_job("submit_batch", rows, mission, progress=progress)
+        budget = budget_of(self.target, budget_usd, budget_tokens)
+        return self._batch_job("submit_batch", rows, mission, progress=progress, budget=budget)
 
     def attach_batch(
         self,
@@ -88,6 +102,7 @@ class Batching(Core):
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
         poll: float = POLL,
         progress: bool | None = None,
     ) -> BatchJob:
@@ -108,6 +123,7 @@ class Batching(Core):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
+            schema: As given to `submit_batch`; only together with the prompts.
             poll: Seconds between two looks at most.
             progress: Show a line of progress. None: as the lab does.
 
@@ -120,10 +136,12 @@ class Batching(Core):
         """
         ids = read_ids(id)
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        rows = Rows((), None, None)
+        reader, rows = reader_of(schema, 0), Rows((), None, None)
         if prompts is not None:
-            rows = read_rows(prompts, template=template, overrides=overrides, **defaults)
-        manifest = Manifest(self.target.provider, given=prompts is not None, ids=[*ids])
+            rows = read_rows(prompts, template=template, overrides=overrides, **defaults).asking(reader)
+        elif reader is not None:
+            raise ValueError("schema needs the prompts that were submitted, too")
+        manifest = Manifest(self.target.provider, reader=reader, given=prompts is not None, ids=[*ids])
         mission = self._mission(manifest, poll, None)
         mission.follow = ids
         return self._batch_job("attach_batch", rows, mission, progress=progress)
@@ -145,10 +163,12 @@ class Batching(Core):
             )
         return provider.batches
 
-    def _batch_job(self, name: str, rows: Rows, mission: Mission, *, progress: bool | None) -> BatchJob:
+    def _batch_job(
+        self, name: str, rows: Rows, mission: Mission, *, progress: bool | None, budget: Spend | None = None
+    ) -> BatchJob:
         self._tell_price()
         view = maker(line_of, wanted=self._progress if progress is None else progress)
-        lane = self._lane(NORMAL, None, patient=True)
+        lane = self._lane(NORMAL, budget, patient=True)
         order = Order(rows, seed=self._seed, view=view, places=self._places, lane=lane)
         job = self.last = BatchJob(name, order, mission, home=self._home, open_ground=self._open)
         return job
