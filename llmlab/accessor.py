@@ -38,6 +38,11 @@ class FrameAccessor:
         """
         return _checked(lab).run_many(self._frame, **options)
 
+    def grid(self, lab: Lab, **options: Any) -> Job[pd.DataFrame]:
+        """Ask each row with every combination of factors: `lab.grid(df, …)`; a GridForecast with `dry_run=True`."""
+        job: Job[pd.DataFrame] = _checked(lab).grid(self._frame, **options)
+        return job
+
     def summary(self) -> "pd.Series[Any]":
         """Sum up a result of `run_many`; see `llmlab.summary`.
 
@@ -61,6 +66,11 @@ class SeriesAccessor:
     def run(self, lab: Lab, **options: Any) -> Job[pd.DataFrame]:
         """Answer each prompt: `lab.run_many(series, …)`; as `FrameAccessor.run`."""
         return _checked(lab).run_many(self._series, **options)
+
+    def grid(self, lab: Lab, **options: Any) -> Job[pd.DataFrame]:
+        """Ask each prompt with every combination of factors: `lab.grid(series, …)`; as `FrameAccessor.grid`."""
+        job: Job[pd.DataFrame] = _checked(lab).grid(self._series, **options)
+        return job
 
 
 def _checked(lab: object) -> Lab:

@@ -263,7 +263,11 @@ class Core:
         return {"model": model, **merged}
 
     def _keeper(
-        self, journal: Journal, settings: dict[str, Any], reader: Typed | None = None
+        self,
+        journal: Journal,
+        settings: dict[str, Any],
+        reader: Typed | None = None,
+        whose: Callable[[int], tuple[str, str]] | None = None,
     ) -> Callable[[Bus], Keeper]:
         provider = self.target.provider
         if reader is not None:
@@ -277,6 +281,7 @@ class Core:
             on_trouble=_tell_trouble,
             bus=bus,
             reader=reader,
+            whose=whose,
         )
 
     def _job(
@@ -314,7 +319,7 @@ class Core:
     def _open(self, pack: Pack | None = None) -> Ground:
         """Called on the loop on which a job starts; `pack` is the job's own, instead of the strategy's."""
         self._route.bind()
-        handler = self.target if pack is None else self.target.packing(pack)
+        handler = self.target if pack is None else self.target.by(self.strategy.with_pack(pack))
         packed = self.strategy.pack if pack is None else pack
         return Ground(handler, self.strategy.slots, self._route.lines, 1 if packed is None else packed.rows)
 

@@ -5,6 +5,7 @@ are: as `max_tokens` allows, or, once the lab has had answers of the model, as 8
 """
 
 import contextlib
+from abc import ABC
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -32,8 +33,34 @@ LEVELS: tuple[Column, ...] = (
 """The columns of `Forecast.levels`."""
 
 
+class Foreseen(ABC):
+    """Figures of what is not done yet. `await` them, or call `result()`, as if they were a job."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._itself().__await__()
+
+    async def _itself(self) -> Self:
+        return self
+
+    def result(self) -> Self:
+        """The forecast itself."""
+        return self
+
+    @property
+    def in_words(self) -> str:
+        """The figures in a line."""
+        cost = "price not known" if self.cost_usd is None else f"${self.cost_usd:,.4f}"
+        tokens = f"about {self.input_tokens:,} input and {self.output_tokens:,} output tokens"
+        return f"{self.calls:,} calls, {tokens}, {cost}"
+
+
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Foreseen):
     """What a map-reduce will come to. `await` it, or call its `result()`, for itself, as if it were a job."""
 
     calls: int
@@ -51,24 +78,10 @@ class Forecast:
     assumes: str
     """What the figures rest on, for a person."""
 
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._itself().__await__()
-
-    async def _itself(self) -> Self:
-        return self
-
-    def result(self) -> Self:
-        """The forecast itself."""
-        return self
-
     def __str__(self) -> str:
-        cost = "price not known" if self.cost_usd is None else f"${self.cost_usd:,.4f}"
         left = f"\n{self.left_out} items are too long and will be left out." if self.left_out else ""
         table = self.levels.to_string(index=False)
-        return (
-            f"{self.calls:,} calls, about {self.input_tokens:,} input and {self.output_tokens:,} output tokens, {cost}"
-            f"\n{table}{left}\n{self.assumes}"
-        )
+        return f"{self.in_words}\n{table}{left}\n{self.assumes}"
 
     __repr__ = __str__
 

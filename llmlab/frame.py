@@ -1,7 +1,7 @@
 """The pandas boundary: tables become prompts, outcomes become tables."""
 
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -140,7 +140,7 @@ class Rows:
         """The same rows, whose answers are to be what `reader` reads; as they are, if it is None."""
         if reader is None or isinstance(self.items, Plan):
             return self
-        return Rows(asking(self.items, reader.schema), self.index, self.total, reader)
+        return replace(self, items=asking(self.items, reader.schema), reader=reader)
 
     def record(self, outcome: Outcome) -> Record:
         """An outcome's values in the order of COLUMNS, and behind them those of the answer's fields."""

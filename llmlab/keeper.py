@@ -33,6 +33,7 @@ class Keeper:
         on_trouble: Told in words when the file cannot be written for now, None when it can again.
         bus: The job's events, for the attempts.
         reader: Reads answers into what was asked for. None: they are text.
+        whose: Names provider and model by a row's position. None: they are those given.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Keeper:
         on_trouble: Callable[[str | None], object],
         bus: Bus,
         reader: Reader | None = None,
+        whose: Callable[[int], tuple[str, str]] | None = None,
     ) -> None:
-        self._journal, self._provider, self._model = journal, provider, model
+        self._journal, self._whose = journal, whose or (lambda _: (provider, model))
         self._settings, self._on_trouble, self._reader = settings, on_trouble, reader
         self._occurrences = Occurrences()
         self._keys: dict[int, tuple[bytes, int]] = {}
@@ -84,7 +86,7 @@ class Keeper:
 
     def knows(self, index: int, item: object) -> bool:
         """Note a row that is taken up; True if an earlier run has answered it."""
-        key = self._key(item)
+        key = self._key(index, item)
         occurrence = self._occurrences.next(key)
         self._keys[index] = key, occurrence
         if not isinstance(item, Prompt) or not self._journal.is_done(key, occurrence):
@@ -92,11 +94,12 @@ class Keeper:
         self._past[index] = item
         return True
 
-    def _key(self, item: object) -> bytes:
+    def _key(self, index: int, item: object) -> bytes:
         if not isinstance(item, Prompt):
             return UNREADABLE
         try:
-            return key_of(item, provider=self._provider, model=self._model)
+            provider, model = self._whose(index)
+            return key_of(item, provider=provider, model=model)
         except TypeError:  # what cannot be written as JSON cannot be sent either: the row will say so itself
             return UNREADABLE
 

@@ -12,6 +12,7 @@ from llmlab.call import NORMAL
 from llmlab.chains import Chain, Steps, read_chain
 from llmlab.combining import Combining
 from llmlab.experiments import Experiments
+from llmlab.factorial import Factorial
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
@@ -25,7 +26,7 @@ from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
 
-class Lab(Batching, Combining, Submitting, Streaming, Experiments):
+class Lab(Batching, Combining, Factorial, Submitting, Streaming, Experiments):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.

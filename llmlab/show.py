@@ -28,7 +28,7 @@ from llmlab.order import Order, Tuner
 from llmlab.pieces import By
 from llmlab.progress import say
 from llmlab.settings import HasTarget
-from llmlab.target import Target
+from llmlab.target import Target, bind_all
 from llmlab.types import Item, Prompt, Reply
 
 MOST = 100
@@ -95,16 +95,12 @@ def open_all(targets: Sequence[Target]) -> Ground:
     Raises:
         RuntimeError: a lab is at work on another loop.
     """
-    lines = {}
-    for route in dict.fromkeys(target.route for target in targets):
-        assert route is not None  # noqa: S101  a lab's own target has one
-        route.bind()
-        lines.update({id(line): (name, line) for name, line in route.lines})
+    lines = bind_all(targets)
 
     async def handler(call: Call) -> Reply:
         return await targets[call.index](call)
 
-    return Ground(handler, None, tuple(lines.values()))
+    return Ground(handler, None, lines)
 
 
 # -- what is asked ------------------------------------------------------------------------------------------

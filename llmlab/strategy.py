@@ -117,6 +117,10 @@ class Strategy:
         """The same with a cache outermost, in place of its own if it has one."""
         return replace(self, policies=(cache, *(each for each in self.policies if not isinstance(each, Cache))))
 
+    def without_cache(self) -> "Strategy":
+        """The same, its policies shared, but for its cache."""
+        return replace(self, policies=tuple(each for each in self.policies if not isinstance(each, Cache)))
+
     def with_pack(self, pack: Pack) -> "Strategy":
         """The same, its policies shared, with rows packed below what holds for a row as a whole."""
         policies = tuple(each for each in self.policies if not isinstance(each, Pack))

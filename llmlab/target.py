@@ -1,13 +1,12 @@
 """A target: a provider behind the stack that keeps to its limits. A lab has one, and further ones to fall back to."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from llmlab.call import Call, Handler
 from llmlab.loops import Home
 from llmlab.policies.admit import Admit
-from llmlab.policies.pack import Pack
 from llmlab.providers.endpoint import Provider
 from llmlab.rule import Budget
 from llmlab.strategy import Strategy
@@ -34,9 +33,9 @@ class Target:
         """Answer the call."""
         return await self._answer(self._stack, call)
 
-    def packing(self, pack: Pack) -> Handler:
-        """What answers calls by the same stack, its limits and connections shared, with rows packed."""
-        return partial(self._answer, self.strategy.with_pack(pack).handler(self.provider))
+    def by(self, strategy: Strategy) -> Handler:
+        """What answers calls by another stack of the same policies, whose limits it shares, and connections."""
+        return partial(self._answer, strategy.handler(self.provider))
 
     async def _answer(self, stack: Handler, call: Call) -> Reply:
         provider = self.provider
@@ -130,3 +129,17 @@ class Route:
     def lines(self) -> tuple[tuple[str, Admit], ...]:
         """The line of each target that has one, by the target's name."""
         return tuple((each.name, each.line) for each in self.targets if each.line is not None)
+
+
+def bind_all(targets: Iterable[Target]) -> tuple[tuple[str, Admit], ...]:
+    """Let several labs live on the running loop, by their own targets; gives their lines.
+
+    Raises:
+        RuntimeError: a lab is at work on another loop.
+    """
+    lines = {}
+    for route in dict.fromkeys(target.route for target in targets):
+        assert route is not None  # noqa: S101  a lab's own target has one
+        route.bind()
+        lines.update({id(line): (name, line) for name, line in route.lines})
+    return tuple(lines.values())
