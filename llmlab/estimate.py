@@ -1,6 +1,7 @@
 """Tokens that a prompt will use, guessed before it is sent.
 
-    input     = ratio (ascii characters / 4 + CJK characters + other characters / 2 + 4 a message + 3 + 800 an image)
+    input     = ratio (ascii characters / 4 + CJK characters + other characters / 2 + 4 a message + 3 + 800 an image
+                       + characters of the schema / 4)
     output    = min(max_tokens, 80% of the model's recent answers were no longer)
 
 `ratio` is learned per model: actual over guessed input tokens, both averaged exponentially, so that long prompts
@@ -73,7 +74,7 @@ class Estimator:
     def cost(self, prompt: Prompt, model: str) -> Estimate:
         """Estimate what `prompt` will use when sent to `model`."""
         known = self._models.get(model)
-        guess = tokens(prompt.messages)
+        guess = tokens(prompt.messages) + (0.0 if prompt.schema is None else len(prompt.schema.text) / 4)
         return Estimate(model, guess, guess * (known.ratio if known else 1.0), self._output(prompt.max_tokens, known))
 
     def learn(self, cost: Estimate, usage: Usage) -> None:

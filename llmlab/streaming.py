@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import pandas as pd
 
@@ -12,10 +12,12 @@ from llmlab.flow import Flow
 from llmlab.frame import OVERRIDES, Rows, read_rows
 from llmlab.job import Job
 from llmlab.order import Order
+from llmlab.partials import Partials
 from llmlab.pieces import By
 from llmlab.settings import check_priority
 from llmlab.show import GridText, Models, Show, read_panes
 from llmlab.streams import Race, Stream, Streams
+from llmlab.typed import reader_of
 from llmlab.types import Message, Prompt
 from llmlab.views import maker
 
@@ -25,23 +27,56 @@ Many: TypeAlias = "pd.DataFrame | pd.Series[Any] | Iterable[Any] | AsyncIterable
 class Streaming(Core):
     """A lab with the verbs that stream; the arguments are described at `llmlab.Lab`."""
 
+    @overload
     def stream(
         self,
         prompt: str | Prompt | Iterable[Message | Mapping[str, Any]],
         *,
         by: By = "piece",
+        schema: None = None,
         model: str | None = None,
         system: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
         priority: int = NORMAL,
-    ) -> Stream:
+    ) -> Stream: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: str | Prompt | Iterable[Message | Mapping[str, Any]],
+        *,
+        by: By = "piece",
+        schema: object,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        priority: int = NORMAL,
+    ) -> Partials: ...
+
+    def stream(
+        self,
+        prompt: str | Prompt | Iterable[Message | Mapping[str, Any]],
+        *,
+        by: By = "piece",
+        schema: object = None,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        priority: int = NORMAL,
+    ) -> Stream | Partials:
         """Read one answer while it is written: `async for piece in lab.stream(prompt)`.
 
         Args:
             prompt: A text, or a list of messages.
             by: "piece": as the provider sends it; "sentence": whole sentences; a number: at least so many characters.
+            schema: What the answer is to be, as in `run_many`. What it holds so far is then read again and again, as it
+                grows: `async for partial in lab.stream(prompt, schema=Model)`. Not together with `by`.
             model: Overrides the lab's model, likewise the other parameters.
             system: System prompt.
             temperature: Sampling temperature, 0 to 2.
@@ -50,16 +85,23 @@ class Streaming(Core):
             priority: Place in the lab's line: 0 critical, 1 high, 2 normal, 3 low.
 
         Returns:
-            A Stream. Nothing is sent before it is read. Leaving the loop closes the connection, a slow loop holds it
-            back. After the loop `reply` is the whole Reply. A failure raises its LLMError, after the text that had
-            come.
+            A Stream, or with a schema Partials. Nothing is sent before it is read. Leaving the loop closes the
+            connection, a slow loop holds it back. After the loop `reply` is the whole Reply. A failure raises its
+            LLMError, after the text that had come. An answer that does not fit its schema raises SchemaMismatch: it
+            was handed out, so it is not asked for again.
 
         Raises:
             TypeError, ValueError: the prompt or a parameter is not usable.
         """
         check_priority(priority)
-        rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
-        return Stream(partial(self._streamed, "stream", rows, self._single(priority)), by)
+        reader = reader_of(schema)
+        rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra)).asking(reader)
+        stream = Stream(partial(self._streamed, "stream", rows, self._single(priority)), by)
+        if reader is None:
+            return stream
+        if by != "piece":
+            raise ValueError("by cuts texts, and with schema= the answer is read as an object: leave it out")
+        return Partials(stream, bare=reader.fitter.bare)
 
     def stream_many(
         self,

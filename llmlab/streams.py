@@ -38,7 +38,7 @@ Open: TypeAlias = Callable[[Flow], Job[Any]]
 """Begins the job whose answers are streamed."""
 
 
-class _Closing(ABC):
+class Closing(ABC):
     """What may stand in `async with`."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class _Closing(ABC):
         await self.aclose()
 
 
-class Streams(_Closing):
+class Streams(Closing):
     """Many answers, merged: `async for position, piece in …`. A piece is text, or the LLMError that ended its row.
 
     Made by `lab.stream_many`. Nothing is sent before the first piece is asked for. Leaving the loop early closes the
@@ -169,7 +169,7 @@ class Streams(_Closing):
         return True
 
 
-class Stream(_Closing):
+class Stream(Closing):
     """One answer: `async for piece in …`. Made by `lab.stream`; afterwards `reply` is the whole answer.
 
     Nothing is sent before the first piece is asked for. Leaving the loop early closes the connection; `async with`
@@ -231,7 +231,7 @@ class _Heat(Streams):
         return outcome.status == "ok" or self._flow.calls[outcome.index].committed  # else another may yet answer
 
 
-class Race(_Closing):
+class Race(Closing):
     """Many requests at once; who says something first is heard, the others are cancelled.
 
     Made by `lab.race`: `async for position, piece in …`. If the winner fails before any of its text was given out, the

@@ -23,6 +23,7 @@ from llmlab.load import Ground
 from llmlab.roster import CLOSED
 from llmlab.settings import check_priority
 from llmlab.streaming import one
+from llmlab.typed import REASK, reader_of
 from llmlab.types import Message, Prompt, Reply
 
 
@@ -39,6 +40,8 @@ class Submitting(Core):
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        reask: int = REASK,
         stream: bool = False,
     ) -> Job[Reply]:
         """Put one prompt into the lab's queue, and go on.
@@ -56,6 +59,8 @@ class Submitting(Core):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
+            schema: What the answer is to be, as in `run_many`; then the reply's `parsed`.
+            reask: How often an answer that does not fit the schema is asked for again.
             stream: Ask for the answer in pieces, so that it has a time to first token.
 
         Returns:
@@ -68,6 +73,7 @@ class Submitting(Core):
             LabClosed: the lab was closed.
         """
         rows = one(prompt, self._parameters(model, system, temperature, max_tokens, extra))
+        rows = rows.asking(reader_of(schema, reask))
         check_priority(priority)
         self._home.roster.check_open()
         self._check_room()

@@ -177,6 +177,7 @@ BANDS = {
     "batch.job": 9,
     "core": 8,
     "factors": 8,
+    "partials": 8,
     "plots": 8,
     "show": 8,
     "trial": 8,

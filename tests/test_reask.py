@@ -12,6 +12,7 @@ import llmlab
 from llmlab import journal
 from llmlab.clock import run_virtual
 from llmlab.errors import SchemaMismatch
+from llmlab.estimate import Estimator
 from llmlab.events import Retrying
 from llmlab.logbook import JournalMismatch
 from llmlab.sim.faults import Faults
@@ -300,6 +301,20 @@ def test_prompts_of_ones_own_are_asked_in_form_too() -> None:
     model = Model(GOOD)
     out = ran(lambda: lab(model).run_many(iter([llmlab.Prompt.of("a"), "b"]), schema=Review))
     assert out["stars"].tolist() == [4, 4]
+
+
+def test_what_is_submitted_is_typed_too() -> None:
+    model = Model(BAD, GOOD)
+    assert ran(lambda: lab(model).submit("a", schema=Review)).parsed.stars == 4
+    with pytest.raises(SchemaMismatch):
+        ran(lambda: lab(Model(BAD)).submit("a", schema=Review, reask=0))
+
+
+def test_a_schema_counts_as_input_before_it_is_sent() -> None:
+    guess = Estimator().cost(llmlab.Prompt.of("a"), "m")["input_tokens"]
+    schema = llmlab.types.Schema("s", "x" * 400)
+    asked = llmlab.Prompt(llmlab.Prompt.of("a").messages, schema=schema)
+    assert Estimator().cost(asked, "m")["input_tokens"] == guess + 100
 
 
 def test_from_the_side_of_the_data() -> None:
