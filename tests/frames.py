@@ -17,8 +17,9 @@ RESULT: dict[str, Any] = {
     "begin": 0.0, "end": 1.0,
 }  # fmt: skip
 ATTEMPT: dict[str, Any] = {
-    "position": 0, "attempt": 1, "kind": "first", "why": "first", "target": "p:m", "status": "ok", "wait_ms": 0.0,
-    "queue_ms": 0.0, "latency_ms": 1000.0, "input_tokens": 5, "output_tokens": 10, "begin": 0.0, "end": 1.0,
+    "position": 0, "attempt": 1, "rows": 1, "kind": "first", "why": "first", "target": "p:m", "status": "ok",
+    "wait_ms": 0.0, "queue_ms": 0.0, "latency_ms": 1000.0, "input_tokens": 5, "output_tokens": 10, "begin": 0.0,
+    "end": 1.0,
 }  # fmt: skip
 SAMPLE: dict[str, Any] = {
     "target": "p:m", "bound_by": "provider", "limit": 4, "in_flight": 2, "waiting": 0, "breaker": "closed",

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from llmlab import fits, plots
+from llmlab import bootstrap, plots
 from llmlab.plots.canvas import Picture
 from tests.frames import rows, runs, sampled, swept, tried
 
@@ -21,7 +21,7 @@ HOSTILE = [r"$\frac{a$", "<script>alert(1)</script>", "_under", "a\nb\tc", "$x$ 
 
 @pytest.fixture(autouse=True)
 def _no_window(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(fits, "BOOTSTRAP", 20)  # how good the curve is has tests of its own
+    monkeypatch.setattr(bootstrap, "DRAWS", 20)  # how good the curve is has tests of its own
     mpl.use("agg")
     yield
     plt.close("all")

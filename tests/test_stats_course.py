@@ -109,6 +109,13 @@ def test_requests_are_counted_when_they_were_sent_by_how_they_ended() -> None:
     assert out["failed_per_s"].tolist() == [0, 2]
 
 
+def test_a_request_that_rows_shared_counts_once() -> None:
+    packed = attempts(*({"position": n, "rows": 3, "kind": "packed"} for n in range(3)), {"position": 3})
+    assert requests(packed)["ok"].sum() == 2
+    assert in_flight(packed)["in_flight"].tolist() == [2, 0]
+    assert in_flight(packed.drop(columns="rows"))["in_flight"].tolist() == [4, 0]
+
+
 def test_of_no_requests_there_are_no_windows() -> None:
     assert requests(attempts()).empty
 

@@ -111,7 +111,7 @@ def _bars(ax: Axes, shown: Frame, place: dict[int, int], scale: float) -> tuple[
 
 def _again(phases: Frame) -> Frame:
     """Where each attempt but a row's first was sent."""
-    sent = phases[phases["phase"].isin(["failed", "first token", "answer"]) & (phases["kind"] != "first")]
+    sent = phases[phases["phase"].isin(["failed", "first token", "answer"]) & ~phases["kind"].isin(["first", "packed"])]
     return sent.drop_duplicates(["position", "attempt", "kind"])
 
 

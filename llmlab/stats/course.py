@@ -61,7 +61,8 @@ def requests(attempts: pd.DataFrame, *, window: float | None = None, since: pd.T
     sent = seconds(attempts["sent_at"], origin(since, attempts["sent_at"]))
     ok = (attempts["status"] == "ok").to_numpy(dtype=bool)
     throttled = floats(attempts["http_status"]) == 429  # noqa: PLR2004  the status's own name
-    marks = {"ok": ok, "throttled": throttled & ~ok, "failed": ~ok & ~throttled}
+    share = 1.0 / _rows(attempts)
+    marks = {"ok": ok * share, "throttled": (throttled & ~ok) * share, "failed": (~ok & ~throttled) * share}
     return _windows(sent, marks, window, _least(sent))
 
 
@@ -69,7 +70,7 @@ def in_flight(attempts: pd.DataFrame, *, since: pd.Timestamp | None = None) -> p
     """Tell how many requests were under way, from each moment at which that changed, by a sweep line.
 
     Args:
-        attempts: `job.attempts`. Only requests that have ended are in it.
+        attempts: `job.attempts`. Only requests that have ended are in it; one that rows shared counts once.
         since: The moment that is 0 s. None: when the first request was sent.
 
     Returns:
@@ -82,11 +83,19 @@ def in_flight(attempts: pd.DataFrame, *, since: pd.Timestamp | None = None) -> p
     zero = origin(since, attempts["sent_at"])
     known = attempts[stamps(attempts["sent_at"]).notna() & stamps(attempts["ended_at"]).notna()]
     sent, ended = seconds(known["sent_at"], zero), seconds(known["ended_at"], zero)
-    change = np.repeat([1, -1], [len(sent), len(ended)])
+    share = 1.0 / _rows(known)
     # What begins the moment another ends takes its place: changes of one moment count together.
-    step = pd.Series(change, index=np.concatenate([sent, ended]), dtype="int64").groupby(level=0).sum()
+    step = (
+        pd.Series(np.concatenate([share, -share]), index=np.concatenate([sent, ended])).groupby(level=0).sum().round(6)
+    )
     step = step[step != 0]
-    return pd.DataFrame({"at_s": step.index.to_numpy("float64"), "in_flight": step.cumsum().to_numpy("int64")})
+    count = step.cumsum().round().to_numpy("int64")
+    return pd.DataFrame({"at_s": step.index.to_numpy("float64"), "in_flight": count})
+
+
+def _rows(attempts: pd.DataFrame) -> Floats:
+    """How many rows shared each request: it stands in the frame once for each of them."""
+    return floats(attempts["rows"]) if "rows" in attempts else np.ones(len(attempts))
 
 
 def mean_in_flight(steps: pd.DataFrame) -> float:
@@ -159,7 +168,7 @@ def _windows(at: Floats, marks: Mapping[str, npt.NDArray[Any]], window: float | 
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = {f"{name}_per_s": np.where(width > 0, each / width, np.nan) for name, each in sums.items()}
     begins = edges[: len(width)]
-    counts = {name: each.astype("int64") for name, each in sums.items()}
+    counts = {name: each.round().astype("int64") for name, each in sums.items()}
     return pd.DataFrame({"at_s": begins, "width_s": width, **counts, **rates})
 
 

@@ -23,7 +23,7 @@ def timeline(frame: pd.DataFrame, *, since: pd.Timestamp | None = None) -> pd.Da
         since: The moment that is 0 s. None: when the first row was taken up.
 
     Returns:
-        `position`, `attempt` (from 1), `kind` (first, retry, hedge or fallback), `phase` (one of `PHASES`), `begin_s`,
+        `position`, `attempt` (from 1), `kind` (as in `job.attempts`), `phase` (one of `PHASES`), `begin_s`,
         `end_s`; a row per phase that took time, by position, in the order in which they happened. Rows never taken up
         and answers from llmlab's cache have none. Position counts the frame's rows if it is a result.
 
