@@ -43,22 +43,25 @@ def job(rows: int) -> Job[Any]:
     return run_virtual(main)
 
 
-COMPARED = pd.DataFrame(
-    [
-        (s, seed, 3000 - f, f, m * (1 + 0.03 * (seed - 2)), a * (1 + 0.02 * (seed - 2)))
-        for s, m, a, ok in [
-            ("constant 1 s", 75.6, 8.42, 1813),
-            ("exponential", 126.0, 1.75, 2925),
-            ("full jitter", 124.9, 2.26, 2855),
-            ("SDK: 2 retries", 14.7, 13.81, 582),
-            ("jitter + limiter", 107.0, 1.40, 3000),
-            ("default", 109.1, 1.09, 3000),
-        ]
-        for seed in (1, 2, 3)
-        for f in [3000 - ok]
-    ],
-    columns=["strategy", "seed", "ok", "failed", "makespan_s", "attempts_per_ok"],
-)
+@cache
+def compared(n: int) -> pd.DataFrame:
+    """Strategies on an outage, three seeds each."""
+
+    def alone(**retry: Any) -> llmlab.Strategy:
+        """Retries in front of concurrency, and neither limiter nor breaker."""
+        return llmlab.Strategy("", (llmlab.Retry(**retry), llmlab.Admit((llmlab.Slots(100),))))
+
+    strategies = {
+        "no retries": llmlab.Strategy.bare(concurrency=100),
+        "2 retries, as SDKs do": alone(attempts=3, throttled=None, backoff="openai"),
+        "constant 1 s": alone(attempts=12, throttled=None, growth="constant", base=1.0, jitter="none"),
+        "exponential, full jitter": alone(attempts=12, throttled=None),
+        "default, concurrency 8": llmlab.Strategy.default(concurrency=8),
+        "default": llmlab.Strategy.default(concurrency=100),
+    }
+    job = llmlab.Lab(progress=False).compare(strategies, n=n, scenario="outage", seeds=[1, 2, 3])
+    frame: pd.DataFrame = job.result()
+    return frame
 
 
 def swept() -> pd.DataFrame:
@@ -100,7 +103,7 @@ def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure
     yield "bound_by", lambda: plots.bound_by(limits)
     yield "breaker", lambda: plots.breaker(limits)
     yield "limiter", lambda: plots.limiter(limits)
-    yield "compare", lambda: plots.compare(COMPARED)
+    yield "compare", lambda: plots.compare(compared(rows))
     yield "sweep", lambda: plots.sweep(swept(), slo=3.0)
     yield "report", lambda: plots.report(done)
 
