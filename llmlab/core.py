@@ -182,7 +182,8 @@ class Core:
     async def drain(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  jobs have an end of their own
         """Take nothing more, and return when all that was begun has ended.
 
-        From now on every verb raises LabClosed. A paused job, and a stream that nobody reads on, are waited for, too.
+        From now on every verb raises LabClosed. A paused job, and a stream that nobody reads on, are waited for, too; a
+        batch at the provider only until it is submitted: `attach_batch` of another lab takes it up again.
 
         Args:
             timeout: Seconds after which jobs still at work are stopped. None: never.

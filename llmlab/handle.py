@@ -114,6 +114,10 @@ class Handle(Generic[T]):
         if self._task is None and not self._home.elsewhere and running_loop() is None:
             self._home.begin(self._start_by_itself)
 
+    async def drained(self) -> None:
+        """Wait as far as its lab waits for it at its end, on its own loop; one that has not begun begins."""
+        await self.ended()
+
     async def ended(self) -> None:
         """Wait until it has ended, well or badly, on its own loop; one that has not begun begins."""
         task = self._start()

@@ -28,6 +28,10 @@ class Member(Protocol):
         """Stop it at once, on its own loop."""
         ...
 
+    async def drained(self) -> None:
+        """Wait as far as its lab waits for it at its end: until it has ended, unless it goes on elsewhere."""
+        ...
+
     async def ended(self) -> None:
         """Wait until it has ended, however, on its own loop; one that has not begun begins."""
         ...
@@ -73,7 +77,7 @@ class Roster:
             return [job for job in self._jobs if not job.done]
 
     async def settle(self, *, cancel: bool = False, patience: float | None = None) -> None:
-        """Return when all have ended; on their own loop.
+        """Return when all have ended, or go on elsewhere; on their own loop.
 
         Args:
             cancel: Stop them first.
@@ -82,7 +86,7 @@ class Roster:
         left = self.left
         if cancel:
             stop_all(left)
-        waiting = [asyncio.ensure_future(job.ended()) for job in left]
+        waiting = [asyncio.ensure_future(job.ended() if cancel else job.drained()) for job in left]
         try:
             late = (await asyncio.wait(waiting, timeout=patience))[1] if waiting else set()
             if late:

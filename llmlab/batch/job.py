@@ -23,6 +23,7 @@ from llmlab.plan import Plan
 from llmlab.policies.retry import Retry
 from llmlab.progress import say
 from llmlab.providers.batches import BatchAPI, Status
+from llmlab.roster import CLOSED
 from llmlab.target import Target
 
 PATIENT = Retry(attempts=15)
@@ -177,6 +178,15 @@ class BatchJob(Job[Frame]):
         return rows.frame(self._records.copy())  # a copy: the job may run in another thread
 
     # -- stopping -----------------------------------------------------------------------------------------
+
+    async def drained(self) -> None:
+        """Wait until the provider has all rows, and then look no further: its lab is closed, the batch goes on."""
+        task, ready = self._start(), asyncio.ensure_future(self._ready.wait())
+        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if not task.done():
+            self.stop(CLOSED)
+        await self.ended()
 
     def cancel(self) -> None:
         """Cancel at the provider, from any thread: awaiting then returns what was answered by then, and is billed.
