@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llmlab import places
 from llmlab.clock import run_virtual
+from llmlab.events import Admitted
 from llmlab.job import Job
 from llmlab.lab import Lab
 from llmlab.sim import Physics, Simulator
@@ -299,8 +300,9 @@ def test_a_message_on_another_thread_leaves_word_on_the_jobs_loop(screen: Screen
     # JupyterLab with ipykernel 7.0 to 7.3 handles messages on a subshell's thread.
     async def main() -> None:
         job = start(seconds=60.0)
-        while job.look().in_flight < 4:
-            await asyncio.sleep(0)
+        begun = asyncio.Event()
+        job.bus.subscribe(lambda _: begun.set(), Admitted)
+        await begun.wait()
         for message in ({"kind": "concurrency", "limit": 9}, {"kind": "pause"}, {"kind": "stop"}):
             other = threading.Thread(target=say, args=(job, message))
             other.start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser import jupyter as servers
-from tests.browser.jupyter import Jupyter, Kernel
+from tests.browser.jupyter import App, Jupyter, Kernel
 from tests.browser.notebook import Notebook, Open, browser, open_notebook
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def notebook(jupyter: Jupyter, chrome: "BrowserContext", kernel: Kernel, request
     """Opens notebooks, and looks afterwards whether anything went wrong unseen."""
     opened: list[Notebook] = []
 
-    def open_one(cells: Sequence[str]) -> Notebook:
+    def open_one(cells: Sequence[str], app: App = "lab") -> Notebook:
         name = re.sub(r"\W+", "_", request.node.name)[:60] + f"_{len(opened)}.ipynb"
-        opened.append(open_notebook(chrome, jupyter, name, cells, kernel))
+        opened.append(open_notebook(chrome, jupyter, name, cells, kernel, app))
         return opened[-1]
 
     yield open_one

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 KEY = "sk-env-3kd9fj20dkq0"
 """A key in every kernel's environment, made up: no saved notebook may hold it."""
@@ -28,6 +28,10 @@ _SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are on the page, too
 }
+
+
+App: TypeAlias = Literal["lab", "notebook"]
+"""JupyterLab or Notebook 7, which the same server serves."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,10 @@ class Jupyter:
     env: dict[str, str]
     """The environment that it runs in; other Jupyter programs find the same kernels with it."""
 
-    def page(self, name: str) -> str:
-        """Where a browser opens a notebook alone."""
-        return f"{self.url}/doc/tree/{name}?token={self.env['JUPYTER_TOKEN']}"
+    def page(self, name: str, app: App = "lab") -> str:
+        """Where a browser opens a notebook alone, in JupyterLab or in Notebook 7."""
+        path = {"lab": "doc/tree", "notebook": "notebooks"}[app]
+        return f"{self.url}/{path}/{name}?token={self.env['JUPYTER_TOKEN']}"
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """Ask the server's own API: what it answers."""
@@ -100,7 +105,9 @@ class Jupyter:
 
 def missing() -> str | None:
     """What the browser tests lack here, in words; None: nothing."""
-    lacking = [name for name in ("jupyterlab", "playwright", "anywidget") if find_spec(name) is None]
+    lacking = [
+        name for name in ("jupyterlab", "notebook", "playwright", "anywidget", "papermill") if find_spec(name) is None
+    ]
     if chromium() is None:
         lacking.append("chromium")
     return f"there is no {', no '.join(lacking)}" if lacking else None
@@ -135,7 +142,7 @@ def jupyter(folder: Path, wanted: list[Kernel]) -> Iterator[Jupyter]:
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
-        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True",
     ]  # fmt: skip
     with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT) as server:  # noqa: S603
         try:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import nbformat
 
-from tests.browser.jupyter import Jupyter, Kernel, chromium
+from tests.browser.jupyter import App, Jupyter, Kernel, chromium
 
 if TYPE_CHECKING:  # the tests are skipped where there is no playwright, and must be importable for that
     from playwright.sync_api import BrowserContext, Locator, Page
 
 Open: TypeAlias = "Callable[..., Notebook]"
-"""Opens a notebook: `notebook([cell, cell])`."""
+"""Opens a notebook: `notebook([cell, cell])`, or `notebook([cell, cell], app="notebook")` in Notebook 7."""
 
 SOON = 15.0
 """Seconds within which whatever is waited for must be there."""
@@ -65,12 +65,12 @@ def browser(profile: Path) -> "Iterator[BrowserContext]":
 
 
 def open_notebook(
-    context: "BrowserContext", server: Jupyter, name: str, cells: Sequence[str], kernel: Kernel
+    context: "BrowserContext", server: Jupyter, name: str, cells: Sequence[str], kernel: Kernel, app: App = "lab"
 ) -> "Notebook":
     """Write a notebook, start its kernel, and open it on a page of its own."""
     write(server.root / name, cells, kernel.name)
     server.start(name, kernel)  # it comes up while the page is loaded
-    made = Notebook(context.new_page(), server, name)
+    made = Notebook(context.new_page(), server, name, app)
     made.open()
     return made
 
@@ -91,12 +91,13 @@ class Notebook:
         page: A new page.
         server: The server that has it.
         name: Its file in the server's folder.
+        app: What shows it.
     """
 
-    def __init__(self, page: "Page", server: Jupyter, name: str) -> None:
+    def __init__(self, page: "Page", server: Jupyter, name: str, app: App = "lab") -> None:
         self.page = page
         self.path = server.root / name
-        self.url = server.page(name)
+        self.url = server.page(name, app)
         self.errors: list[str] = []
         """What went wrong in the page's own scripts."""
         self.looks: list[str] = []
