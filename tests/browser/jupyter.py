@@ -84,14 +84,14 @@ class Jupyter:
         """Start a notebook's kernel, so that it comes up while the page is loaded."""
         self.ask("POST", "sessions", {"path": name, "name": name, "type": "notebook", "kernel": {"name": kernel.name}})
 
-    def run(self, *arguments: str) -> str:
-        """Run one of Jupyter's programs in the server's folder: its output.
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of Jupyter's programs, as nbconvert, in the server's folder: its output.
 
         Raises:
             AssertionError: it failed.
         """
         done = subprocess.run(  # noqa: S603  our own interpreter
-            [sys.executable, "-m", "jupyter", *arguments],
+            [sys.executable, "-m", program, *arguments],
             env=self.env,
             cwd=self.root,
             capture_output=True,

@@ -117,6 +117,7 @@ class Notebook:
         self.until("() => !!window.jupyterapp?.shell?.currentWidget?.sessionContext", limit=60)
         self.page.evaluate(_READY)
         self.until(f"() => {_PANEL}.sessionContext.session.kernel.status === 'idle'", limit=60)
+        self.errors.clear()  # Notebook 7.6 has one of its own while it loads; nothing of ours has run yet
 
     def reopen_without_kernel(self) -> None:
         """End the kernel, let the file ask for one that is not there, load the page anew, and choose none."""

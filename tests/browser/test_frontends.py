@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import nbformat
+import pytest
 
 from tests.browser.boards import LAB, BoardOnPage, record, recorded
 from tests.browser.jupyter import KEY, Jupyter, Kernel
@@ -97,10 +98,17 @@ def test_llmlab_ui_and_a_missing_anywidget_fall_back(notebook: Open) -> None:
     assert [nb.value(index) for index in (1, 2, 3, 4)] == ["{'ok': 24}"] * 4
 
 
-def test_a_run_without_a_browser_leaves_the_table_behind(jupyter: Jupyter, kernel: Kernel) -> None:
+RUNNERS = {
+    "nbconvert": ("nbconvert", "--to", "notebook", "--execute", "--output", "batch-done.ipynb", "batch.ipynb"),
+    "papermill": ("papermill", "--no-progress-bar", "batch.ipynb", "batch-done.ipynb"),
+}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_run_without_a_browser_leaves_the_table_behind(jupyter: Jupyter, kernel: Kernel, runner: str) -> None:
     cells = [LAB, KEYED, WAITED, "job = lab.run_many(questions(3))\njob", "await asyncio.sleep(0.2)\nout = await job"]
     write(jupyter.root / "batch.ipynb", cells, kernel.name)
-    jupyter.run("nbconvert", "--to", "notebook", "--execute", "--output", "batch-done.ipynb", "batch.ipynb")
+    jupyter.run(*RUNNERS[runner])
     text = (jupyter.root / "batch-done.ipynb").read_text()
     boards = list(displays(nbformat.reads(text, as_version=4).cells))
     assert ["run_many: done" in data["text/html"] for data in boards] == [True, True]
