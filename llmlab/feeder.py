@@ -305,7 +305,7 @@ class Feeder:
             reason = f"{type(error).__name__}: {error}"
             if self.load.total != 1:
                 say(f"llmlab: the job stops early, rows already answered are kept. {reason}")
-            self.stop(f"not sent: the job stopped at row {self.settled}. {reason}", drain=True)
+            self.stop(f"the job stopped at row {self.settled}. {reason}", drain=True)
 
     async def _write_off(self) -> None:
         """Mark the rows that were never taken."""

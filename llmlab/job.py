@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
-from llmlab.events import Bus, Finished
+from llmlab.events import Bus, Finished, Stopped
 from llmlab.feeder import Feeder
 from llmlab.frame import Frame, Record
 from llmlab.gauges import Gauges, forward, limits_frame
@@ -65,6 +65,9 @@ class Job(Handle[T]):
         self.progress = Progress(self.bus, order.rows.total)
         """The counts so far."""
         self._history = History(self.bus)
+        self._gave_up: str | None = None
+        self._broken: str | None = None
+        self.bus.subscribe(self._note_stop, Stopped)
         self._gauges: Gauges | None = None
         self._showing = Showing(self.bus, self.progress)
         self._ground: Ground | None = None
@@ -103,6 +106,9 @@ class Job(Handle[T]):
         try:
             with set_aside() if many else contextlib.nullcontext():
                 await feeder.go()
+        except Exception as failure:
+            self._broken = f"{type(failure).__name__}: {failure}"
+            raise
         finally:
             for unsubscribe in deaf:
                 unsubscribe()
@@ -124,10 +130,12 @@ class Job(Handle[T]):
         """What there is to see of the job now, from any thread."""
         state = "waiting" if self._task is None else "running"
         if self._showing.ended is not None:
-            state = "done" if self._stopped is None else "stopped"
+            state = "failed" if self._broken else "stopped" if self.stopped else "done"
         elif self.paused:
             state = "paused"
-        look = Look(name=self.name, state=state, total=self.progress.now.total)
+        why = self._broken or self.stopped
+        notes = [] if why in (None, "cancelled", "interrupted") else [str(why)]
+        look = Look(name=self.name, state=state, total=self.progress.now.total, notes=notes)
         if self._gauges is not None:
             look.bound_by = self._gauges.binds_now
             self._showing.live.look(self._gauges.now, self._gauges.own(), look)
@@ -240,6 +248,14 @@ class Job(Handle[T]):
     def _journal_failed(self, error: Exception) -> None:
         say(f"llmlab: the job stops, rows already answered are kept. {error}")
         self._stop(f"the journal failed: {error}")
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it was stopped: cancelled, interrupted, or in words what it gave up for. None: it was not."""
+        return self._stopped or self._gave_up
+
+    def _note_stop(self, event: Stopped) -> None:
+        self._gave_up = event.reason
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason

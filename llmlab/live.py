@@ -30,7 +30,7 @@ class Look:
     name: str = ""
     """The verb that made it."""
     state: str = "waiting"
-    """waiting, running, paused, stopped or done."""
+    """waiting, running, paused, stopped, failed or done."""
     total: int | None = None
     """Rows in all; None while unknown."""
     done: int = 0

@@ -153,10 +153,10 @@ class MapReduce(Job[Answer]):
         tree = self._asked.tree
         if error := tree.trouble or self._asked.plan.error:
             return error
-        if self.stopped == CLOSED:
+        if self._stopped == CLOSED:
             return LabClosed("the lab was closed before there was an answer")
-        if self.stopped is not None:
-            return asyncio.CancelledError(self.stopped)
+        if self._stopped is not None:  # by somebody: what it gave up for is the first error's to say
+            return asyncio.CancelledError(self._stopped)
         if not tree.nodes:
             return ValueError(EMPTY)
         first = tree.first_error

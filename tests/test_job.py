@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import llmlab
 from llmlab.call import Call
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed, BadRequest, RateLimited, ServerError
@@ -19,6 +20,7 @@ from llmlab.order import Order
 from llmlab.policies.admit import Admit
 from llmlab.policies.retry import Retry
 from llmlab.rules.slots import Slots
+from llmlab.sim.transport import Simulator
 from llmlab.strategy import Strategy
 from llmlab.types import Prompt, Reply
 from tests.conftest import reply
@@ -459,3 +461,41 @@ def test_a_row_cancelled_from_below_says_so() -> None:
         raise asyncio.CancelledError
 
     assert run(["a"], endpoint).error.tolist() == ["cancelled from below"]
+
+
+def test_a_look_at_a_job_that_gave_up_says_what_for() -> None:
+    async def main() -> None:
+        job = llmlab.Lab("openai:m", transport=Simulator(keys=["another"]), api_key="k").run_many(["a", "b"])
+        out = await job
+        assert set(out.error_type) == {"AuthFailed"}
+        assert job.stopped is not None
+        assert "AuthFailed" in job.stopped
+        assert (job.look().state, job.look().notes) == ("stopped", [job.stopped])
+
+    run_virtual(main)
+
+
+def test_a_look_at_a_job_whose_source_broke_says_so() -> None:
+    def source() -> Iterator[str]:
+        yield "a"
+        raise ValueError("it broke")
+
+    async def main() -> None:
+        job = llmlab.Lab("openai:m", transport=Simulator(), api_key="k").run_many(source())
+        with pytest.raises(ValueError, match="it broke"):
+            await job
+        assert (job.look().state, job.look().notes) == ("failed", ["ValueError: it broke"])
+        assert len(job.frame) == 1
+
+    run_virtual(main)
+
+
+def test_a_look_at_a_job_that_the_user_stopped_needs_no_reason() -> None:
+    async def main() -> None:
+        job = llmlab.Lab("openai:m", transport=Simulator(), api_key="k").run_many(["a", "b"])
+        await asyncio.sleep(0.01)
+        job.cancel()
+        await job
+        assert (job.stopped, job.look().state, job.look().notes) == ("cancelled", "stopped", [])
+
+    run_virtual(main)

@@ -138,7 +138,7 @@ function makeControls(parent, model) {
     tell(model, { kind: "concurrency", limit: Number(slider.value) });
   };
   return (look) => {
-    const over = look.state === "done" || look.state === "stopped";
+    const over = ["done", "stopped", "failed"].includes(look.state);
     stop.disabled = pause.disabled = slider.disabled = over;
     const paused = look.state === "paused";
     setText(pause, paused ? "Resume" : "Pause");
