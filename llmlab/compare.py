@@ -119,17 +119,17 @@ class Comparison(Experiment):
                 measured = await self._perform(partial(self._try, trial, strategy))
                 if measured is None:
                     return
-                if _ran_out(trial):
+                if trial.ran_out:
                     self._stopped = self._stopped or "the budget is spent"
                     return
                 self._measured[name, seed] = measured
 
     async def _try(self, trial: Trial, strategy: Strategy) -> tuple[Any, ...]:
         if self._scenario is None:
-            rows = await trial.run(self._live(strategy), self._home, self.listen)
+            rows = await trial.run(self._live(strategy.fresh()), self._home, self.listen)
             return _measure(trial, rows, None, _told(trial))
         home = Home()
-        route, simulators = simulated(self._scenario, strategy, seed=trial.seed, home=home)
+        route, simulators = simulated(self._scenario, strategy.fresh(), seed=trial.seed, home=home)
         rows = await trial.run(route, home, self.listen)
         called = sum(each.stats()["in_outage"] for each in simulators)
         return _measure(trial, rows, called, _counted(simulators, self._scenario.price))
@@ -168,10 +168,6 @@ def _told(trial: Trial) -> tuple[int, float | None]:
     costs = [each.cost_usd for each in trial.wasted]
     usd = None if None in costs else sum(cost for cost in costs if cost is not None)
     return sum(each.input_tokens + each.output_tokens for each in usages), usd
-
-
-def _ran_out(trial: Trial) -> bool:
-    return trial.job is not None and trial.job.stopped is not None and "BudgetSpent" in trial.job.stopped
 
 
 def _empty(columns: Sequence[Column]) -> Frame:

@@ -1,7 +1,8 @@
-"""The verbs of a lab that try things out: compare."""
+"""The verbs of a lab that try things out: compare, sweep."""
 
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -11,12 +12,17 @@ from llmlab.compare import Comparison, Strategies, check_virtual, read_seeds, re
 from llmlab.core import Core
 from llmlab.frame import read_rows
 from llmlab.loops import Home
-from llmlab.quote import agree, quote
-from llmlab.scenario import Scenario, find
-from llmlab.settings import budget_of
+from llmlab.quote import Quote, agree, quote
+from llmlab.rules.spend import Spend
+from llmlab.scenario import SCENARIOS, Scenario, find
+from llmlab.settings import budget_of, limit_of
+from llmlab.sim.transport import Simulator
 from llmlab.strategy import Strategy
+from llmlab.sweep import Cycle, Source, Sweep, read_concurrency, without_cache
 from llmlab.target import Route, Target
 from llmlab.trial import Work
+from llmlab.types import Item, Prompt
+from llmlab.watch import Grid
 
 N = 500
 """Rows of each trial, if nothing else is said."""
@@ -51,7 +57,8 @@ class Experiments(Core):
             prompts: As in `run_many`; read whole. None: `n` made-up ones.
             n: How many are made up, at least 1. None: 500.
             scenario: What the simulated provider does: steady, rate_limited, outage, overload, heavy_tail, flaky,
-                capacity_drop, or a Scenario of your own. None: steady.
+                capacity_drop, or a Scenario of your own. None: what this lab's own simulated provider does; steady, if
+                its provider is a real one.
             seeds: A whole number or several: each strategy runs once for each. More seeds tell chance from effect.
             template: As in `run_many`.
             stream: Ask for the answers in pieces. None: as the scenario says.
@@ -73,34 +80,152 @@ class Experiments(Core):
             TypeError, ValueError: an argument is not usable, or nobody has agreed to the price; nothing was sent.
         """
         named, drawn = read_strategies(strategies), read_seeds(seeds)
-        _check_live(live=live, scenario=scenario, prompts=prompts, n=n)
-        scene = None if live else find(scenario or "steady")
+        _check_rows(prompts, n)
+        scene = self._scene(scenario, prompts, live=live)
+        if scene is None and not live:
+            scene = SCENARIOS["steady"]
         streamed = (scene is not None and scene.stream) if stream is None else stream
         make, rows = self._work(prompts, n, template, scene, stream=streamed)
         budget = budget_of(self.target, budget_usd, budget_tokens)
         if scene is not None:
             check_virtual(named)
         else:
-            for strategy in named.values():
-                if budget is not None or self._budget is not None:
-                    Target(self.target.provider, strategy, self._home).check_budget()
             offer = quote(self.target, make(drawn[0]).prompts, times=len(named) * len(drawn))
-            agree(offer, "compare", confirm=confirm, limited=budget is not None or self._budget is not None)
-        home = self._home if live else Home()
+            self._agree(offer, "compare", list(named.values()), confirm=confirm, budget=budget)
         job = Comparison(
             named,
             drawn,
             make,
-            scenario=scene,
-            live=self._way,
-            lane=self._lane(NORMAL, budget, patient=True),
-            home=home,
-            open_ground=self._route.bind if live else home.bind,
             total=rows * len(named) * len(drawn),
-            progress=self._progress if progress is None else progress,
+            **self._where(scene, budget, progress),
         )
         self.last = job
         return job
+
+    def sweep(
+        self,
+        concurrency: Iterable[int] = (1, 2, 4, 8, 16, 32, 64),
+        *,
+        prompts: "pd.DataFrame | pd.Series[Any] | Iterable[Any] | None" = None,
+        n: int | None = None,
+        scenario: str | Scenario | None = None,
+        strategy: Strategy | None = None,
+        repeats: int = 1,
+        slo: float | None = None,
+        slo_ttft: float | None = None,
+        seed: int = 0,
+        template: str | None = None,
+        stream: bool | None = None,
+        live: bool = False,
+        confirm: bool = False,
+        budget_usd: float | None = None,
+        budget_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> Sweep:
+        """Measure throughput and latency over the number of requests in flight.
+
+        Each number is held until its throughput is known to 5% (60 answers or more over three mean latencies or more,
+        after a warm-up), or its rows are spent. Numbers beyond the point where two steps have brought hardly any gain
+        (elasticity below 0.05) are left out; `gained_until` says so.
+
+        Args:
+            concurrency: Requests in flight at most, whole numbers of at least 1.
+            prompts: As in `run_many`; read whole, and begun again when they are spent. None: made-up ones.
+            n: Rows per number at most, at least 1. None: 8 times the number, at least 1,000; live 5 times, at least
+                120.
+            scenario: What is simulated, a name as in `compare` or a Scenario. None: what this lab's own simulated
+                provider does. In virtual time.
+            strategy: What is in front of the provider, with its concurrency replaced. None: this lab's, without its
+                cache.
+            repeats: How often each number is measured.
+            slo: Seconds that a good answer may take, for the goodput. None: any.
+            slo_ttft: Seconds that its first token may take; asks for streams. None: any.
+            seed: Of the simulated provider, the prompts, the jitter and, if live, the order.
+            template: As in `run_many`.
+            stream: Ask for the answers in pieces. None: as the scenario says, or if `slo_ttft` is given.
+            live: Send real requests to this lab's provider, in random order of the numbers. What it will cost at most
+                is said first; if it can cost anything, `confirm` or a budget must be given.
+            confirm: Go ahead at the price that was named.
+            budget_usd: Dollars that a live sweep may spend; when they are spent it stops with the points that are done.
+            budget_tokens: Tokens that it may use; likewise.
+            progress: Show a line of progress. None: as the lab does.
+
+        Returns:
+            A Sweep: `await` it, or call its `result()`, for a tidy frame with one row per number and repeat and the
+            columns of `llmlab.sweep.SWEPT`, as `llmlab.fits` and `llmlab.plots.sweep` take it. Its `rows` and
+            `attempts` are what lies behind it; live, `rows` has the answers.
+
+        Raises:
+            TypeError, ValueError: an argument is not usable, the lab's provider is a real one and neither `live` nor
+                `scenario` is given, or nobody has agreed to the price; nothing was sent.
+        """
+        _check_rows(None, n)
+        grid = Grid(read_concurrency(concurrency), repeats, n, slo, slo_ttft, seed)
+        scene = self._scene(scenario, prompts, live=live)
+        if scene is None and not live:
+            raise ValueError(
+                f"{self.model} is a real provider: sweep(live=True, prompts=…) sends requests to it, "
+                "scenario=… simulates one"
+            )
+        if stream is False and slo_ttft is not None:
+            raise ValueError("slo_ttft is about the first token: not together with stream=False")
+        streamed = (slo_ttft is not None or (scene is not None and scene.stream)) if stream is None else stream
+        mine = without_cache(self.strategy if strategy is None else strategy)
+        limit_of(mine)
+        budget = budget_of(self.target, budget_usd, budget_tokens)
+        source, few = self._source(prompts, template, scene)
+        if live:
+            most = sum(grid.rows(each, live=True) for each in grid.concurrency) * repeats
+            offer = quote(self.target, few, times=1).scaled(most)
+            self._agree(offer, "sweep", [mine], confirm=confirm, budget=budget)
+        job = Sweep(grid, mine, source, stream=streamed, **self._where(scene, budget, progress))
+        self.last = job
+        return job
+
+    def _where(self, scene: Scenario | None, budget: Spend | None, progress: bool | None) -> dict[str, Any]:
+        """Where an experiment runs, and on whose account."""
+        home = self._home if scene is None else Home()
+        return {
+            "scenario": scene,
+            "live": self._way,
+            "lane": self._lane(NORMAL, budget, patient=True),
+            "home": home,
+            "open_ground": self._route.bind if scene is None else home.bind,
+            "progress": self._progress if progress is None else progress,
+        }
+
+    def _scene(self, scenario: str | Scenario | None, prompts: object, *, live: bool) -> Scenario | None:
+        """What is simulated; None: nothing is."""
+        if live and scenario is not None:
+            raise ValueError("scenario is what a simulated provider does: not together with live=True")
+        if live and prompts is None:
+            raise ValueError("live=True needs prompts=: what is to be sent to the provider")
+        if live:
+            return None
+        own = self.target.provider.transport
+        if scenario is None:
+            return Scenario.of(own) if isinstance(own, Simulator) else None
+        return find(scenario)
+
+    def _agree(
+        self, offer: Quote, verb: str, strategies: list[Strategy], *, confirm: bool, budget: Spend | None
+    ) -> None:
+        if limited := budget is not None or self._budget is not None:
+            for strategy in strategies:
+                self._way(strategy.fresh()).first.check_budget()
+        agree(offer, verb, confirm=confirm, limited=limited)
+
+    def _source(self, prompts: Any, template: str | None, scene: Scenario | None) -> tuple[Source, list[Prompt]]:
+        """What gives a sweep's rows, and some of them to tell the price by."""
+        defaults = self._parameters(None, None, None, None, None)
+        if prompts is None:
+            assert scene is not None  # noqa: S101  a live sweep has prompts
+            return partial(_endless, scene, defaults), []
+        make, _ = self._work(prompts, None, template, scene, stream=False)
+        work = make(0)
+        labels = range(len(work.items)) if work.index is None else work.index
+        pairs = list(zip(labels, work.items, strict=True))
+        return (Cycle(pairs) if scene is None else lambda _: cycle(pairs)), work.prompts
 
     def _work(
         self, prompts: Any, n: int | None, template: str | None, scene: Scenario | None, *, stream: bool
@@ -120,9 +245,9 @@ class Experiments(Core):
         return lambda _: work, len(work.items)
 
     def _way(self, strategy: Strategy) -> Route:
-        """A strategy of its own in front of this lab's provider, with this lab's fallbacks behind it."""
+        """A fresh strategy in front of this lab's provider, with this lab's fallbacks behind it."""
         others = self._route.others if strategy.fallback is not None else ()
-        return Route(Target(self.target.provider, strategy.fresh(), self._home), others)
+        return Route(Target(self.target.provider, strategy, self._home), others)
 
 
 def _made_up(scene: Scenario, n: int, defaults: dict[str, Any], stream: bool, seed: int) -> Work:
@@ -130,12 +255,12 @@ def _made_up(scene: Scenario, n: int, defaults: dict[str, Any], stream: bool, se
     return Work(tuple(rows.items), None, stream)  # type: ignore[arg-type]  # no AsyncIterable
 
 
-def _check_live(*, live: bool, scenario: object, prompts: object, n: object) -> None:
+def _endless(scene: Scenario, defaults: dict[str, Any], seed: int) -> Iterator[tuple[int, Item]]:
+    return enumerate(Prompt.of(text, **defaults) for text in scene.endless(seed=seed))
+
+
+def _check_rows(prompts: object, n: object) -> None:
     if prompts is not None and n is not None:
         raise ValueError("n says how many prompts are made up: give n or prompts, not both")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
-    if live and scenario is not None:
-        raise ValueError("scenario is what a simulated provider does: not together with live=True")
-    if live and prompts is None:
-        raise ValueError("live=True needs prompts=: what is to be sent to the provider")

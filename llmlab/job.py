@@ -143,6 +143,10 @@ class Job(Handle[T]):
 
     # -- looking ------------------------------------------------------------------------------------------
 
+    def drain(self, reason: str = "drained") -> None:
+        """Take no further rows, from any thread; requests in flight end by themselves, what only waits is cancelled."""
+        self.on_loop(lambda: self._feeder.stop(reason, drain=True) if isinstance(self._feeder, Feeder) else None)
+
     @property
     def frame(self) -> Frame:
         """The rows settled so far, in input order, with the input's index; see `llmlab.frame.COLUMNS`."""

@@ -1,7 +1,7 @@
 """What an experiment on a real provider would cost, told before anything is sent."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
@@ -28,6 +28,12 @@ class Quote:
     """Dollars for them. None: a price is not known."""
     free: bool
     """Whether they can cost nothing: a simulated provider, or a server on this machine whose model has no price."""
+
+    def scaled(self, requests: int) -> "Quote":
+        """The same for another number of requests like these."""
+        factor = requests / self.requests
+        usd = None if self.usd is None else self.usd * factor
+        return replace(self, requests=requests, tokens=self.tokens * factor, usd=usd)
 
     def __str__(self) -> str:
         cost = "at no cost" if self.free else "at a price that is not known" if self.usd is None else f"${self.usd:.2f}"

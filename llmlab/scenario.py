@@ -10,8 +10,9 @@ capacity_drop    from second 30 to second 90 a quarter of the slots, at half the
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 
 from llmlab.prices import Price
 from llmlab.sim.faults import Burst, Faults, Outage
@@ -66,8 +67,18 @@ class Scenario:
 
     def prompts(self, n: int, *, seed: int) -> list[str]:
         """Make up `n` prompts, each with its number in it; those of a smaller n are the first of a larger."""
+        return list(islice(self.endless(seed=seed), n))
+
+    def endless(self, *, seed: int) -> Iterator[str]:
+        """Make up prompts without end."""
         rng = random.Random(f"prompts {seed}")
-        return [self._prompt(number, rng) for number in range(n)]
+        return (self._prompt(number, rng) for number in count())
+
+    @classmethod
+    def of(cls, simulator: Simulator, name: str = "own") -> "Scenario":
+        """What a simulated provider does, with made-up prompts."""
+        world = simulator.world
+        return cls(name, physics=world.physics, faults=world.faults, changes=world.changes)
 
     def _prompt(self, number: int, rng: random.Random) -> str:
         length = min(LONGEST, round(self.prompt_tokens * rng.lognormvariate(0.0, self.prompt_sigma)))

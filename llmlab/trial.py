@@ -88,6 +88,11 @@ class Trial:
             if event.usage is not None:
                 self.wasted.append(event)
 
+    @property
+    def ran_out(self) -> bool:
+        """Whether a budget ended it."""
+        return self.job is not None and "BudgetSpent" in self.job.progress.now.kinds
+
     def labelled(self, frame: Frame) -> Frame:
         """A detail frame of it with its labels in front."""
         for place, (name, value) in enumerate(self.labels.items()):
@@ -101,9 +106,9 @@ def _bound(route: Route) -> Ground:
 
 
 def simulated(scenario: Scenario, strategy: Strategy, *, seed: int, home: Home) -> tuple[Route, tuple[Simulator, ...]]:
-    """A strategy in front of a scenario's provider; with a second one behind it, if it has a Fallback."""
+    """A strategy, which is fresh, in front of a scenario's provider; if it has a Fallback, with a second one behind."""
     first, second = scenario.provider(seed), scenario.second(seed)
-    target = Target(direct("sim:small", first, scenario.price), strategy.fresh(), home)
+    target = Target(direct("sim:small", first, scenario.price), strategy, home)
     if strategy.fallback is None:
         return Route(target), (first,)
     backup = Target(direct("sim:backup", second, scenario.price), strategy.below_fallback(spill=False), home)
