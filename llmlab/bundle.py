@@ -62,7 +62,7 @@ class Bundle:
     @property
     def present(self) -> list[Seat]:
         """Rows that still wait for it."""
-        return [seat for seat in self._seats if not seat.end.done()]
+        return [seat for seat in self._seats if seat.bundle is self and not seat.end.done()]
 
     def join(self, call: Call, size: float) -> Seat:
         """Take a row in."""
@@ -113,12 +113,11 @@ class Bundle:
             reply = await self._inner(carrier)
         except Exception as error:  # noqa: BLE001  whatever it is, it is the rows'
             self._fail(self.present, error)
-        except asyncio.CancelledError:
-            for seat in self.present:
-                seat.end.cancel()
-            raise
         else:
             self._hand_out(self.present, reply)
+        finally:
+            for seat in self.present:  # it was cancelled from below, and nobody is to be left waiting
+                seat.end.cancel()
 
     def _make_carrier(self) -> Call:
         calls = [seat.call for seat in self._seats]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import llmlab
 from llmlab.clock import run_virtual
 from llmlab.errors import AuthFailed
 from llmlab.policies.pack import Pack
-from llmlab.sim import Physics, Simulator
+from llmlab.sim import Faults, Physics, Simulator
 from llmlab.strategy import Strategy
 from tests.pack_scenarios import Model, Run, answer_to, right, run
 
@@ -255,6 +256,35 @@ def test_cancelling_the_job_gives_the_requests_up() -> None:
     assert (out.status == "cancelled").all()
     assert (in_use, waiting) == (0, 0)
     assert out.attempts.tolist() == [1] * 20 + [0] * 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_dropped_fails_or_is_garbled_every_row_is_settled_and_nothing_leaks(seed: int) -> None:
+    rng = random.Random(seed)
+
+    async def main() -> tuple[pd.DataFrame, pd.DataFrame, int | None, int]:
+        simulator = Simulator(seed=seed, say=Model(0.2, seed=seed), faults=Faults.mixed(0.2))
+        lab = lab_of(simulator, concurrency=3)
+        job = lab.run_many([f"Review {n}" for n in range(120)], pack=rng.randint(2, 12))
+        for _ in range(30):
+            await asyncio.sleep(rng.uniform(0, 0.5))
+            job.drop(rng.randrange(120))
+        if seed % 3 == 0:
+            job.cancel()
+        out = await job
+        await asyncio.sleep(1.0)
+        slots, line = lab.strategy.slots, lab.target.line
+        assert line is not None
+        return out, job.attempts, None if slots is None else slots.in_use, line.waiting
+
+    out, attempts, in_use, waiting = run_virtual(main)
+    assert len(out) == 120
+    assert (in_use, waiting) == (0, 0)
+    ok = out[out.status == "ok"]
+    assert (ok.content == ok.prompt.map(answer_to)).all()
+    assert set(out.status) <= {"ok", "cancelled"}
+    kept = attempts[attempts.position.isin(ok.index)].groupby("position")
+    pd.testing.assert_series_equal(kept.size(), ok.attempts, check_names=False)
 
 
 def test_rows_go_on_together_to_the_next_target() -> None:
