@@ -265,6 +265,8 @@ def _check_references(schema: JSON) -> None:
 
 
 def _listed(complaints: list[str]) -> str:
+    if len(complaints) == 1:
+        return complaints[0]
     more = len(complaints) - SHOWN
     shown = [f"- {each}" for each in dict.fromkeys(complaints[:SHOWN])]
     return "\n".join([*shown, f"- and {more} more"] if more > 0 else shown)

@@ -37,7 +37,7 @@ def test_a_shipped_notebook_runs_as_it_stands(path: Path, tmp_path: Path) -> Non
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_calls", "02_live"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_first_calls", "02_live", "03_map_reduce_and_types"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
