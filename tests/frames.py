@@ -128,3 +128,33 @@ def swept(*_: str) -> pd.DataFrame:
     names = ["concurrency", "repeat", "in_flight", "rows_per_s", "tokens_per_s", "goodput_per_s", "p50_ms", "p95_ms",
              "p99_ms", "little_error", "ok", "failed"]  # fmt: skip
     return pd.DataFrame(rows, columns=names)
+
+
+def predicted(*names: str) -> pd.DataFrame:
+    """What a twin predicts for 1,000 rows, strategies by name; from 64 in flight on it is outside."""
+    rows = []
+    for name in names:
+        for n in (8, 16, 32, 64):
+            line: dict[str, Any] = {
+                "strategy": name,
+                "concurrency": n,
+                "rows": 1000,
+                "failed": float(n),
+                "in_flight": n,
+            }
+            figures = {"makespan": ("s", 800.0 / n), "p50": ("ms", 900.0), "p95": ("ms", 1500.0), "p99": ("ms", 2000.0),
+                       "cost": ("usd", 3.0)}  # fmt: skip
+            for figure, (unit, value) in figures.items():
+                for end, factor in (("_low", 0.9), ("", 1.0), ("_high", 1.2)):
+                    line[f"{figure}{end}_{unit}"] = factor * value
+            rows.append({**line, "outside": n > 32})
+    return pd.DataFrame(rows).astype({"concurrency": "Int64", "strategy": "string"})
+
+
+def calibrated(*_: str) -> pd.DataFrame:
+    """A calibration over all runs and for two of them."""
+    rows = [
+        (run, 8.0, 50, 0.78, q, 1000 * (1 + q), 1010 * (1 + q)) for run in (None, 0, 1) for q in (0.1, 0.5, 0.9, 0.99)
+    ]
+    names = ["run", "in_flight", "attempts", "coverage", "quantile", "predicted_ms", "actual_ms"]
+    return pd.DataFrame(rows, columns=names).astype({"run": "Int64"})

@@ -18,6 +18,7 @@ from llmlab.job import Job
 from llmlab.sim.faults import Faults, Outage
 from llmlab.sim.physics import Physics
 from llmlab.sim.transport import Simulator
+from tests.frames import calibrated, predicted
 
 PRICES = {"large": (2.5, 10.0), "small": (0.15, 0.6)}
 
@@ -105,6 +106,8 @@ def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure
     yield "limiter", lambda: plots.limiter(limits)
     yield "compare", lambda: plots.compare(compared(rows))
     yield "sweep", lambda: plots.sweep(swept(), slo=3.0)
+    yield "twin", lambda: plots.twin(predicted("default"))
+    yield "calibration", lambda: plots.calibration(calibrated())
     yield "report", lambda: plots.report(done)
 
 

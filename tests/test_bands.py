@@ -154,6 +154,7 @@ BANDS = {
     "feeder": 5,
     "order": 5,
     "plots.sweep": 5,
+    "plots.twin": 4,
     "providers.presets": 5,
     "sim.transport": 5,
     "stats": 5,

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from llmlab import bootstrap, plots
 from llmlab.plots.canvas import Picture
-from tests.frames import rows, runs, sampled, swept, tried
+from tests.frames import calibrated, predicted, rows, runs, sampled, swept, tried
 
 HOSTILE = [r"$\frac{a$", "<script>alert(1)</script>", "_under", "a\nb\tc", "$x$ and $y$", "x" * 300]
 
@@ -49,6 +49,8 @@ PLOTS: dict[str, tuple[Callable[..., Axes], Callable[..., pd.DataFrame], str]] =
     "limiter": (plots.limiter, sampled, "requests_level"),
     "compare": (plots.compare, runs, "attempts_per_ok"),
     "sweep": (plots.sweep, swept, "in_flight"),
+    "twin": (plots.twin, predicted, "makespan_low_s"),
+    "calibration": (plots.calibration, calibrated, "coverage"),
 }
 each_plot = pytest.mark.parametrize(("draw", "make"), [case[:2] for case in PLOTS.values()], ids=PLOTS)
 

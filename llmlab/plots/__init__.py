@@ -5,6 +5,7 @@
     of job.limits              in_flight (as sampled), bound_by, breaker, limiter
     of lab.compare             compare
     of lab.sweep               sweep
+    of a Twin                  twin (of predict), calibration (of calibration)
     of a job                   report: all of it on one page
 
     llmlab.plots.latency(out, by="model")                   # the last line of a cell: shown once
@@ -28,10 +29,12 @@ from llmlab.plots.ribbons import bound_by, breaker, limiter
 from llmlab.plots.rows import errors, retries, timeline
 from llmlab.plots.strategies import compare
 from llmlab.plots.sweep import sweep
+from llmlab.plots.twin import calibration, twin
 
 __all__ = [
     "bound_by",
     "breaker",
+    "calibration",
     "compare",
     "cost",
     "errors",
@@ -45,4 +48,5 @@ __all__ = [
     "sweep",
     "throughput",
     "timeline",
+    "twin",
 ]

@@ -12,6 +12,8 @@ ATTEMPTS = "job.attempts"
 LIMITS = "job.limits"
 COMPARE = "a result of lab.compare"
 SWEEP = "a result of lab.sweep"
+PREDICTION = "a result of twin.predict"
+CALIBRATION = "a result of twin.calibration"
 
 MISSING = "(missing)"
 """The group of rows that do not say to which one they belong, as failed rows name no model."""
