@@ -7,6 +7,7 @@ time and reported without a request. What cannot be written in the end (a disk t
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llmlab.call import Reader
@@ -73,6 +74,16 @@ class Keeper:
 
         open_it = partial(self._journal.open, self._settings, deliver=deliver, on_trouble=self._on_trouble)
         await asyncio.to_thread(open_it, on_failure=failed)
+
+    @property
+    def path(self) -> Path:
+        """The journal's file."""
+        return self._journal.path
+
+    @property
+    def identities(self) -> Mapping[int, tuple[bytes, int]]:
+        """Key and occurrence of the rows that are taken up and not settled, by position."""
+        return self._keys
 
     @property
     def full(self) -> bool:

@@ -11,7 +11,7 @@ whether it was made (a lost answer, a 5xx, nonsense), the provider is asked firs
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from llmlab.errors import BadPayload, ConnectFailed, LLMError, RateLimited, Rejected, TimedOut
@@ -23,8 +23,8 @@ R = TypeVar("R")
 
 SHORT, LONG = 60.0, 900.0
 """Seconds for a request and its answer; for one that carries rows."""
-SETTLING = 2.0
-"""Seconds after which a batch that was made shows in the provider's list."""
+SETTLING, SLOW = 2.0, 30.0
+"""Seconds after which a batch that was made shows in the provider's list; after a time-out it may still be at it."""
 _BULKY = ("/content", "/results")
 
 
@@ -62,13 +62,17 @@ class Courier:
                     raise
             await asyncio.sleep(delay)
 
-    async def make(self, api: BatchAPI, parcel: Parcel) -> Status:
-        """Make a batch exactly once (the table above).
+    async def make(
+        self, api: BatchAPI, parcel: Parcel, prepared: Callable[[Parcel], Awaitable[None]] | None = None
+    ) -> Status:
+        """Make a batch exactly once (the table above); `prepared` is called once it has a name and before it is made.
 
         Raises:
             LLMError: it was not made, or nobody can tell which one it is.
         """
         await api.prepare(self, parcel)
+        if prepared is not None:
+            await prepared(parcel)
         patience = _Patience(self._retry, self._rng)
         while True:
             try:
@@ -77,14 +81,26 @@ class Courier:
                 if not error.verdict.retry or _undone(error):
                     raise
                 delay, failure = patience.delay(error), error
-            await asyncio.sleep(max(SETTLING, delay or 0.0))
-            found = await api.find(self, parcel)
-            if len(found) > 1:
-                raise _doubtful(failure, found)
-            if found:
-                return found[0]
+            await asyncio.sleep(max(SLOW if isinstance(failure, TimedOut) else SETTLING, delay or 0.0))
+            if (found := await self.find(api, parcel, f"its answer was lost ({failure})")) is not None:
+                return found
             if delay is None:
                 raise failure
+
+    async def find(self, api: BatchAPI, parcel: Parcel, why: str) -> Status | None:
+        """The batch that was made of a parcel, perhaps; None: none was.
+
+        Raises:
+            LLMError: nobody can tell.
+        """
+        try:
+            found = await api.find(self, parcel)
+        except LLMError as error:
+            raise _doubtful(why, f"its provider cannot be asked now ({error})") from error
+        if len(found) > 1:
+            ids = " and ".join(each.id for each in found)
+            raise _doubtful(why, f"{ids} could both be it; lab.attach_batch(id) shows what they hold")
+        return found[0] if found else None
 
 
 def _undone(error: LLMError) -> bool:
@@ -95,12 +111,10 @@ def _undone(error: LLMError) -> bool:
     return never_sent or isinstance(error, RateLimited)
 
 
-def _doubtful(error: LLMError, found: list[Status]) -> LLMError:
-    ids = " and ".join(each.id for each in found)
-    return BadPayload(
-        f"the answer to the making of a batch was lost ({error}), and {ids} could both be it: nothing was made again. "
-        "See with lab.attach_batch(id) which one is"
-    )
+def _doubtful(why: str, what: str) -> LLMError:
+    error = BadPayload(f"a batch may have been made, {why}, and {what}: nothing was made again")
+    error.judge(retry=False)  # whoever resubmits must know that it may be paid twice
+    return error
 
 
 class _Patience:

@@ -91,6 +91,7 @@ class BatchJob(Job[Frame]):
             mission.follow,
             {*mission.kept},
             mission.most_rows,
+            keeper,
             self._order.rows.total is not None,
         )
         self._run = BatchRun(
@@ -116,7 +117,7 @@ class BatchJob(Job[Frame]):
     def _tell_made(self) -> None:
         first = not self._ready.is_set()
         self._ready.set()
-        if first and self.id is not None and self._mission.todo != ():
+        if first and self.id is not None and self._mission.todo not in ((), []):
             say(f"llmlab: submitted; from any process lab.attach_batch({self.id!r}) takes it up again")
 
     # -- looking ------------------------------------------------------------------------------------------
@@ -231,7 +232,11 @@ class BatchJob(Job[Frame]):
         )
         rows = replace(self._order.rows, items=())
         return BatchJob(
-            "submit_batch", replace(self._order, rows=rows), mission, home=self._home, open_ground=self._open
+            "submit_batch",
+            replace(self._order, rows=rows, journal=None),
+            mission,
+            home=self._home,
+            open_ground=self._open,
         )
 
 

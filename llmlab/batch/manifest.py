@@ -47,6 +47,8 @@ class Manifest:
     """Tokens and dollars of answers that were paid for and did not fit, by row."""
     errors: dict[int, BaseException] = field(default_factory=dict)
     """Of the rows that have no answer, why."""
+    aliases: dict[str, int | None] = field(default_factory=dict)
+    """Where rows of an earlier run's batches stand now, by their names. None: not in the input any more."""
     places: dict[str, int] = field(default_factory=dict)
     """Positions of rows whose names llmlab did not give, in the order in which they came."""
 
@@ -65,7 +67,12 @@ class Manifest:
         Raises:
             Mismatch: it is another job's, or another prompt's than the one given.
         """
+        known = self.aliases.get(custom_id)
+        if known is not None:
+            return known
         name = read_name(custom_id)
+        if name is None and self.given:
+            raise Mismatch(f"llmlab did not submit row {custom_id!r}: take the batch up without the prompts")
         foreign = len(self.places)
         position = self.places.setdefault(custom_id, foreign) if name is None else self._placed(name)
         self.custom_ids[position] = custom_id
@@ -160,8 +167,8 @@ class Manifest:
 
     def _cost(self, draft: Draft, model: str) -> float | None:
         price, api = self.provider.prices.get(model), self.provider.batches
-        if price is None and model != self.provider.model and draft.model == model:
-            price = self.provider.prices.get(self.provider.model)  # only the answer named it, more precisely
+        if price is None and model == draft.model and model.startswith(self.provider.model):
+            price = self.provider.prices.get(self.provider.model)  # the answer alone names it, with a date behind it
         if price is None or draft.usage is None or api is None:
             return None
         return price.cost(draft.usage) * api.discount

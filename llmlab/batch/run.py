@@ -7,10 +7,12 @@ was answered by then is fetched all the same.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator
+from functools import partial
 
 from llmlab.batch.courier import Courier, Interval
 from llmlab.batch.manifest import read_lines
 from llmlab.batch.names import Bundle, Bundler
+from llmlab.batch.past import Past
 from llmlab.batch.purse import Purse
 from llmlab.batch.settle import Settler
 from llmlab.batch.task import Board, Task, Told, breathing
@@ -20,6 +22,8 @@ from llmlab.providers.batches import BatchAPI, Line, Parcel, Status
 
 DOWNLOADS = 3
 """Times that results are fetched if they are not whole."""
+DISK = 0.01
+"""Seconds between two looks at whether the journal has caught up."""
 NAP = 1.0
 """Seconds between two looks at whether a paused job goes on."""
 
@@ -54,7 +58,11 @@ class BatchRun:
         self._courier, self._poller, self._interval, self._told = courier, poller, interval, told
         self.stopped: str | None = None
         self._purse = purse
-        self._settler = Settler(task.manifest, task.carried, told.bus, told.keep, purse)
+        self._settler = Settler(task, told, purse)
+        keeper, settler = task.keeper, self._settler
+        self._past = None if keeper is None else Past(keeper, self._rows, settler.members, settler.announce)
+        self._following = list(task.follow)
+        self._left = "in no batch of this job"
         self._fetched: set[str] = set()
         self._worker: asyncio.Task[None] | None = None
         self._making = self._cancelling = False
@@ -84,9 +92,11 @@ class BatchRun:
             raise
         finally:
             live = len(self._fetched) < len(self._board.batches)
-            self._settler.write_off(self.stopped or _why(worker), live=live)
+            self._settler.write_off(self.stopped or _why(worker) or self._left, live=live)
             self._purse.close()
             self._told.made()
+            if self._past is not None:
+                await self._past.close(self._fetched, at_once=self.stopped is not None)
         if not worker.cancelled():
             worker.result()
 
@@ -118,7 +128,11 @@ class BatchRun:
 
     async def _work(self) -> None:
         await self._read_rows()
-        for batch in self._task.follow:
+        if self._past is not None:
+            await self._past.recall()
+            self._following = await self._past.take_up(self._courier, self._api)
+            self._rows.ids += self._following
+        for batch in self._following:
             self._note(await self._api.look(self._courier, batch))
         if not self._rows.given:
             await self._restore()
@@ -149,7 +163,8 @@ class BatchRun:
     async def _read_back(self, status: Status) -> None:
         if status.source is None or status.id in self._settler.members:
             return
-        members = self._settler.members[status.id] = []
+        members: list[int | None] = []
+        self._settler.members[status.id] = members
         with contextlib.suppress(NotFound):  # the file is gone after a month
             async for line in breathing(read_lines(await self._courier("GET", status.source, bytes))):
                 with contextlib.suppress(BadPayload):
@@ -173,6 +188,7 @@ class BatchRun:
                 for position in bundle.positions:
                     self._settler.settle(position, "error", error=error)
                 if error.verdict.fatal:
+                    self._left = f"not submitted, as an earlier batch could not be: {type(error).__name__}: {error}"
                     break
         if failure is not None and not made:
             raise failure
@@ -180,14 +196,18 @@ class BatchRun:
     async def _make(self, bundle: Bundle) -> None:
         known = {*self._rows.ids}
         label = {"llmlab_job": self._rows.token or "", "llmlab_part": str(len(known) + 1)}
+        parcel, past = Parcel(bundle.lines, label, known=known), self._past
         self._making = True
         try:
-            status = await self._courier.make(self._api, Parcel(bundle.lines, label, known=known))
+            ready = None if past is None else partial(past.intend, bundle=bundle)
+            status = await self._courier.make(self._api, parcel, ready)
+            if past is not None:
+                await past.made(status.id)
         finally:
             self._making = False
         self._rows.ids.append(status.id)
         self._rows.tries.update(bundle.positions)
-        self._settler.members[status.id] = bundle.positions
+        self._settler.members[status.id] = [*bundle.positions]
         self._note(status)
 
     async def _bundles(self, bundler: Bundler) -> AsyncIterator[Bundle]:
@@ -210,26 +230,32 @@ class BatchRun:
 
     def _in_order(self) -> list[int]:
         todo = sorted(self._rows.items) if self._task.todo is None else list(self._task.todo)
+        elsewhere = () if self._past is None else self._past.elsewhere
+        todo = [each for each in todo if not self._settler.settled(each) and each not in elsewhere]
         return sorted(todo, key=self._rows.model) if self._api.one_model else todo
 
     # -- following ----------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        batches = self._board.batches
+        batches, fresh = self._board.batches, True
         while True:
-            while self._told.paused():
+            while self._told.paused() and not self._cancelling:
                 await self._sleep(NAP)
-            asked = [await self._visit(name) for name in batches if name not in self._fetched]
+            asked = [await self._visit(name, fresh=fresh) for name in tuple(batches) if name not in self._fetched]
             self._report()
             if len(self._fetched) == len(batches):
                 return
             await self._sleep(self._interval.next(max(asked, default=0.0)))
+            fresh = False
 
-    async def _visit(self, name: str) -> float:
-        """Look at a batch, and fetch its results if it has ended; seconds that the provider wants to be left alone."""
+    async def _visit(self, name: str, *, fresh: bool) -> float:
+        """See how a batch is, and fetch its results if it has ended; seconds that the provider is to be left alone.
+
+        `fresh`: what it told a moment ago still holds.
+        """
         try:
             await self._cancel(name)
-            status = self._note(await self._api.look(self._poller, name))
+            status = self._board.batches[name] if fresh else self._note(await self._api.look(self._poller, name))
             if status.ended:
                 await self._fetch(status)
         except LLMError as error:
@@ -275,7 +301,9 @@ class BatchRun:
                 break
             await asyncio.sleep(self._interval.next())
         async for line in breathing(lines):
-            self._settler.take(line, status, counts=status.id in self._task.follow)
+            self._settler.take(line, status, counts=status.id in self._following)
+            while self._past is not None and self._past.behind:  # noqa: ASYNC110  a thread writes
+                await asyncio.sleep(DISK)
         self._fetched.add(status.id)
 
     async def _download(self, status: Status) -> tuple[list[Line], int]:
@@ -289,7 +317,7 @@ class BatchRun:
         return lines, broken
 
 
-def _why(worker: "asyncio.Task[None]") -> str:
-    """Why rows are left when a worker has ended by itself."""
+def _why(worker: "asyncio.Task[None]") -> str | None:
+    """Why rows are left when a worker has failed."""
     error = None if worker.cancelled() else worker.exception()
-    return "in no batch of this job" if error is None else f"{type(error).__name__}: {error}"
+    return None if error is None else f"{type(error).__name__}: {error}"

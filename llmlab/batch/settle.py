@@ -4,14 +4,14 @@ A row may be in several batches, as it was submitted again. Its first answer cou
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from llmlab.batch.manifest import Manifest
 from llmlab.batch.names import JOINT
 from llmlab.batch.purse import Purse
+from llmlab.batch.task import Task, Told
 from llmlab.clock import wall_offset
 from llmlab.errors import BadPayload, Conflict, LLMError, SchemaMismatch
-from llmlab.events import Attempted, Bus, Finished
+from llmlab.events import Attempted, Finished
 from llmlab.providers.batches import Line, Status
 from llmlab.types import Kind, Outcome, Prompt, Reply
 from llmlab.types import Status as Fate
@@ -21,24 +21,23 @@ class Settler:
     """Turns results into outcomes. Lives on one loop.
 
     Args:
-        rows: The job's rows.
-        carried: Those that are settled already.
-        bus: The job's events.
-        keep: Told of each row as it is settled.
+        task: What the job is to do.
+        told: Who is told of each row.
         purse: Told what it has cost.
     """
 
-    def __init__(
-        self, rows: Manifest, carried: set[int], bus: Bus, keep: Callable[[Outcome], object], purse: Purse
-    ) -> None:
-        self._rows, self._settled, self._bus, self._keep, self._purse = rows, carried, bus, keep, purse
+    def __init__(self, task: Task, told: Told, purse: Purse) -> None:
+        self._rows, self._settled, self._keeper = task.manifest, task.carried, task.keeper
+        self._bus, self._keep, self._purse = told.bus, told.keep, purse
         self._failures: dict[int, tuple[Line, Status]] = {}
-        self.members: dict[str, list[int]] = {}
-        """Rows of each batch, as they stand in it, where that is known."""
+        self.members: dict[str, list[int | None]] = {}
+        """Rows of each batch, as they stand in it, where that is known; None: not of this job."""
         self._wall = wall_offset()
 
     def take(self, line: Line, status: Status, *, counts: bool) -> None:
         """Take the result of a row; `counts`: that it was in this batch is not counted yet."""
+        if line.custom_id in self._rows.aliases and self._rows.aliases[line.custom_id] is None:
+            return  # of an earlier run, whose input had it
         position = self._rows.place(line.custom_id)
         if counts:
             self._rows.tries[position] += 1
@@ -76,10 +75,10 @@ class Settler:
             else:
                 self.settle(position, "error", error=line.error, batch=status)
 
-    def _settle_without_results(self, status: Status, members: list[int]) -> None:
+    def _settle_without_results(self, status: Status, members: list[int | None]) -> None:
         flaws = dict(status.flaws)
         for number, position in enumerate(members, 1):
-            if position in self._settled:
+            if position is None or position in self._settled:
                 continue
             if status.flaws:
                 self.settle(position, "error", error=_flaw(flaws, number), batch=status)
@@ -117,8 +116,20 @@ class Settler:
         prompt = item if isinstance(item, Prompt) else None
         tries, wasted = self._rows.tries[position], self._rows.wasted.get(position, (None, None))
         outcome = Outcome(position, prompt, fate, reply, error, tries, 0.0, 0.0, began, now, *wasted)
+        if self._keeper is not None and fate != "cancelled":
+            self._keeper.keep(outcome, self.announce)  # it is reported when it is committed
+        else:
+            self.announce(outcome)
+
+    def announce(self, outcome: Outcome) -> None:
+        """Report a row: one settled here, or in an earlier run."""
+        self._settled.add(outcome.index)
         self._keep(outcome)
         self._bus.emit(Finished(outcome))
+
+    def settled(self, position: int) -> bool:
+        """Whether a row is settled."""
+        return position in self._settled
 
     def _attempted(
         self, position: int, reply: Reply | None, error: BaseException | None, began: float, ended: float

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from llmlab.batch.manifest import Manifest
 from llmlab.events import Bus
+from llmlab.keeper import Keeper
 from llmlab.providers.batches import Status
 from llmlab.types import Item, Outcome
 
@@ -32,6 +33,8 @@ class Task:
     """Rows that are settled already."""
     most_rows: int
     """Rows of a batch at most."""
+    keeper: Keeper | None
+    """Where rows are written down before they are reported."""
     sized: bool
     """Whether the source is known to end."""
 

@@ -1,15 +1,19 @@
 """The verbs of a lab for the providers' own Batch APIs: submit_batch and attach_batch."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from llmlab.batch.job import BatchJob, Mission
 from llmlab.batch.manifest import Manifest
 from llmlab.batch.names import read_ids
 from llmlab.call import NORMAL
 from llmlab.core import Core
+from llmlab.events import Bus
 from llmlab.frame import OVERRIDES, Rows, read_rows
+from llmlab.keeper import Keeper
+from llmlab.logbook import Journal
 from llmlab.order import Order
 from llmlab.progress import line_of
 from llmlab.providers.batches import BatchAPI
@@ -39,6 +43,8 @@ class Batching(Core):
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
         schema: object = None,
+        journal: str | Path | None = None,
+        durability: Literal["process", "power"] = "process",
         budget_usd: float | None = None,
         budget_tokens: int | None = None,
         most_rows: int | None = None,
@@ -65,6 +71,9 @@ class Batching(Core):
             extra: Further request fields; replaces the lab's.
             schema: What each answer is to be, as in `run_many`. One that does not fit is an error, SchemaMismatch;
                 `job.resubmit()` asks for it again.
+            journal: A file, "run.sqlite", as in `run_many`: the same call again, after a crash, reports what is
+                answered, takes up the batches that were made, and submits only rows that failed or are in none.
+            durability: What the journal survives.
             budget_usd: Dollars that this job may spend; BudgetSpent, before anything is sent, if its rows might cost
                 more. How much they may is estimated, from above if `max_tokens` is set.
             budget_tokens: Tokens that it may use, input and output together; likewise.
@@ -87,8 +96,11 @@ class Batching(Core):
         rows = read_rows(prompts, template=template, overrides=overrides, **defaults).asking(reader)
         mission = self._mission(Manifest(self.target.provider, reader=reader), poll, most_rows)
         mission.todo = None
-        budget = budget_of(self.target, budget_usd, budget_tokens)
-        return self._batch_job("submit_batch", rows, mission, progress=progress, budget=budget)
+        budget, keeper = budget_of(self.target, budget_usd, budget_tokens), None
+        if journal is not None:
+            settings = {"template": template, "overrides": sorted(overrides), **defaults}
+            keeper = self._keeper(Journal(journal, durability=durability), settings, reader)
+        return self._batch_job("submit_batch", rows, mission, progress=progress, budget=budget, keeper=keeper)
 
     def attach_batch(
         self,
@@ -164,11 +176,18 @@ class Batching(Core):
         return provider.batches
 
     def _batch_job(
-        self, name: str, rows: Rows, mission: Mission, *, progress: bool | None, budget: Spend | None = None
+        self,
+        name: str,
+        rows: Rows,
+        mission: Mission,
+        *,
+        progress: bool | None,
+        budget: Spend | None = None,
+        keeper: Callable[[Bus], Keeper] | None = None,
     ) -> BatchJob:
         self._tell_price()
         view = maker(line_of, wanted=self._progress if progress is None else progress)
         lane = self._lane(NORMAL, budget, patient=True)
-        order = Order(rows, seed=self._seed, view=view, places=self._places, lane=lane)
+        order = Order(rows, seed=self._seed, view=view, places=self._places, lane=lane, journal=keeper)
         job = self.last = BatchJob(name, order, mission, home=self._home, open_ground=self._open)
         return job

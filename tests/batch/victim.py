@@ -1,7 +1,7 @@
 """A program to be killed: submits a batch, says its id on stdout, and waits for it; or takes one up and prints it.
 
-python -m tests.batch.victim DIALECT URL submit          prints the id, then waits for what comes of it
-python -m tests.batch.victim DIALECT URL attach ID       prints the frame as JSON
+python -m tests.batch.victim DIALECT URL submit [--journal PATH]    prints the id, then waits for what comes of it
+python -m tests.batch.victim DIALECT URL attach ID                  prints the frame as JSON
 """
 
 import argparse
@@ -22,10 +22,10 @@ def tell(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-async def main(dialect: str, url: str, batch: str | None) -> None:
+async def main(dialect: str, url: str, batch: str | None, journal: str | None) -> None:
     async with Lab(f"{dialect}:m", base_url=url, api_key=KEY, prices=PRICES, progress=False) as lab:
         if batch is None:
-            job = lab.submit_batch(prompts(), most_rows=15, poll=0.1)
+            job = lab.submit_batch(prompts(), most_rows=15, poll=0.1, journal=journal)
             tell(await job.submitted())
             await job
             tell("survived")
@@ -39,5 +39,6 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("what", choices=("submit", "attach"))
     parser.add_argument("batch", nargs="?")
+    parser.add_argument("--journal")
     args = parser.parse_args()
-    asyncio.run(main(args.dialect, args.url, args.batch))
+    asyncio.run(main(args.dialect, args.url, args.batch, args.journal))
