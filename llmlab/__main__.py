@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from llmlab.cli.demo import FAULTS, demo
+from llmlab.cli.models import add_models
 from llmlab.cli.run import add_run
 from llmlab.cli.serve import add_serve
 from llmlab.sim.batches import BatchPace
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_run(commands)
     add_serve(commands)
+    add_models(commands)
     shown = commands.add_parser("demo", help="run a shipped CSV of prompts against a misbehaving simulated server")
     shown.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the results")
     shown.add_argument("--faults", default=FAULTS, help=f"what goes wrong (default: {FAULTS})")

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmlab"
 
 BANDS = {
+    "cli.models": 13,
     "backoff": 0,
     "batch": 0,
     "clock": 0,
