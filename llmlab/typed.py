@@ -71,6 +71,9 @@ class Typed:
             return replace(reply, parsed=self._parsed(reply.content))
         except Misfit as misfit:
             raise SchemaMismatch(f"{_why(reply)}{misfit}", reply=replace(reply, usage=None, cost_usd=None)) from None
+        except Exception as bug:  # a validator of the user's stumbles over it, or it is nested beyond all measure
+            said = f"{_why(reply)}it cannot be judged: {type(bug).__name__}: {bug}"
+            raise SchemaMismatch(said, reply=replace(reply, usage=None, cost_usd=None)) from bug
 
     def _parsed(self, text: str) -> Any:
         found = list(lenient.objects(text)) or list(self._bare(text))

@@ -253,6 +253,7 @@ REFUSALS = [
     "The provided JSON schema contains features not supported by xgrammar.",
     "'response_format.type' must be 'json_schema' or 'text'",
     "Structured outputs are not available for this model",
+    "Unknown name \"additionalProperties\" at 'generation_config.response_schema': Cannot find field.",
 ]
 
 

@@ -299,6 +299,26 @@ def test_a_users_own_validator_judges() -> None:
     assert "n: Value error, must be even, not 3" in refused(Even, '{"n": 3}')
 
 
+def test_a_validator_that_stumbles_refuses_the_answer_and_no_more() -> None:
+    class Looked(BaseModel):
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def look(cls, n: int) -> int:
+            return {1: 2}[n]
+
+    assert parsed(Looked, '{"n": 1}').n == 2
+    assert "it cannot be judged: KeyError: 5" in refused(Looked, '{"n": 5}')
+
+
+@pytest.mark.parametrize("schema", [Node, {"type": "object", "properties": {"a": {"$ref": "#"}}}])
+def test_what_is_nested_beyond_all_measure_is_refused(schema: object) -> None:
+    refused(schema, '{"next": ' * 5000 + "1" + "}" * 5000)
+    refused(schema, '{"a": ' * 900 + '{"a": 1}' + "}" * 900)
+    refused(schema, '{"a": ' * 100_000)
+
+
 @given(st.text(max_size=60), st.text(max_size=60), st.integers(-9, 9))
 def test_prose_around_an_object_changes_nothing_or_is_refused(before: str, behind: str, n: int) -> None:
     text = f'{before}{{"a": {n}}}{behind}'

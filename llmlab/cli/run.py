@@ -64,6 +64,7 @@ def _start(args: argparse.Namespace, table: Frame) -> Job[Frame]:
         prompts,
         template=args.template,
         overrides=() if args.no_overrides else OVERRIDES,
+        schema=args.schema,
         stream=args.stream,
         journal=args.journal,
         budget_usd=args.budget_usd,
@@ -164,6 +165,8 @@ def _asking(group: Any) -> None:
     group.add_argument("--temperature", type=float, metavar="T", help="0 to 2")
     group.add_argument("--max-tokens", type=_count, metavar="N", help="output tokens at most, for each answer")
     group.add_argument("--extra", type=_json, metavar="JSON", help="further request fields, as '{\"top_p\": 0.9}'")
+    group.add_argument("--schema", type=_schema, metavar="FILE", help=(
+        "a JSON schema that each answer must fit; its fields are columns of the output"))  # fmt: skip
     group.add_argument("--no-overrides", action="store_true", help=(
         f"columns named {', '.join(OVERRIDES)} do not set a row's own parameters"))  # fmt: skip
 
@@ -192,6 +195,13 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def _schema(path: str) -> dict[str, Any]:
+    try:
+        return _json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _json(text: str) -> dict[str, Any]:

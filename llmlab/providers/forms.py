@@ -20,8 +20,7 @@ DEAF = 3
 """Answers without any JSON, and none with it, after which a form counts as ignored."""
 
 _REFUSED = re.compile(
-    r"response.?format|output.?(?:config|format)|json.?(?:schema|object|mode)|structured.?output|grammar|guided"
-    r"|\bschema\b",
+    r"response.?format|output.?(?:config|format)|json.?(?:object|mode)|structured.?output|grammar|guided|schema",
     re.IGNORECASE,
 )
 

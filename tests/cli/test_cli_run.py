@@ -227,3 +227,30 @@ def test_ctrl_c_leaves_the_rows_answered_and_a_journal_that_goes_on(slow: str, t
     assert (whole.status == "ok").all()
     kept = partial_rows[partial_rows.status == "ok"].request_id
     assert whole.request_id[kept.index].tolist() == kept.tolist(), "rows answered before were not asked again"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_schema_makes_columns_of_the_answers(
+    suffix: str, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulator = Simulator(physics=Physics.instant(), say=lambda _: '{"label": "good", "stars": 4, "words": ["a"]}')
+    monkeypatch.setattr(command, "Lab", partial(llmlab.Lab, transport=simulator))
+    schema, out = tmp_path / "schema.json", tmp_path / f"out.{suffix}"
+    fields = {"label": {"enum": ["good", "bad"]}, "stars": {"type": "integer"}, "words": {"type": "array"}}
+    schema.write_text(json.dumps({"type": "object", "properties": fields, "required": ["label", "stars"]}))
+    assert run(reviews, "--template", "Rate: {review}", "--schema", schema, "-o", out) == 0
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        "csv": pd.read_csv,
+        "jsonl": lambda path: pd.read_json(path, lines=True),
+        "parquet": pd.read_parquet,
+    }
+    got = readers[suffix](out)
+    assert got.columns.tolist()[-3:] == ["label", "stars", "words"]
+    assert got["stars"].tolist() == [4, 4, 4]
+    assert set(got["label"]) == {"good"}
+    schema.write_text("[]")
+    for wrong in (schema, tmp_path / "none.json"):
+        with pytest.raises(SystemExit):
+            run(reviews, "--column", "review", "--schema", wrong)
+    assert simulator.requests == 3
+    assert "argument --schema" in capsys.readouterr().err
