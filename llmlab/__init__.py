@@ -35,6 +35,7 @@ from llmlab.rules.slots import Slots
 from llmlab.scenario import Scenario
 from llmlab.stats import summary
 from llmlab.strategy import Strategy
+from llmlab.twin import NotIdentified, Twin
 from llmlab.types import Message, Outcome, Prompt, Reply, Usage
 from llmlab.version import __version__
 from llmlab.views import MAKERS as _MAKERS
@@ -60,6 +61,7 @@ __all__ = [
     "LLMError",
     "Lab",
     "Message",
+    "NotIdentified",
     "Outcome",
     "Pack",
     "Price",
@@ -71,6 +73,7 @@ __all__ = [
     "Slots",
     "Strategy",
     "Timeout",
+    "Twin",
     "Usage",
     "__version__",
     "enable_nested",
