@@ -188,12 +188,12 @@ class Closed:
             return None
         if draw.verdict.throttle:
             row.throttles += 1
-            if row.throttles > self._retry.throttled:
-                return None
+            spent = self._retry.throttled is not None and row.throttles > self._retry.throttled
         else:
             row.failures += 1
-            if row.failures >= self._retry.attempts:
-                return None
+            spent = row.failures >= self._retry.attempts
+        if spent:
+            return None
         n = max(1, row.throttles if draw.verdict.throttle else row.failures)
         row.delay = self._retry.seconds(n, row.delay, self._rng)
         return max(row.delay, (draw.retry_after or 0.0) * (1 + self._rng.uniform(0, SPREAD)))
