@@ -186,15 +186,14 @@ class Closed:
         """Seconds before the next attempt, as `Retry` has it; None: none is made."""
         if not draw.verdict.retry:
             return None
-        if draw.verdict.throttle:
+        if draw.verdict.throttle and self._retry.throttled is not None:
             row.throttles += 1
-            spent = self._retry.throttled is not None and row.throttles > self._retry.throttled
+            n, spent = row.throttles, row.throttles > self._retry.throttled
         else:
             row.failures += 1
-            spent = row.failures >= self._retry.attempts
+            n, spent = row.failures, row.failures >= self._retry.attempts
         if spent:
             return None
-        n = max(1, row.throttles if draw.verdict.throttle else row.failures)
         row.delay = self._retry.seconds(n, row.delay, self._rng)
         return max(row.delay, (draw.retry_after or 0.0) * (1 + self._rng.uniform(0, SPREAD)))
 
