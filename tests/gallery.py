@@ -93,7 +93,7 @@ def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure
     yield "timeline_of_result", lambda: plots.timeline(out)
     yield "throughput", lambda: plots.throughput(out)
     yield "throughput_tokens", lambda: plots.throughput(out, unit="tokens")
-    yield "requests", lambda: plots.requests(attempts)
+    yield "requests", lambda: plots.requests(attempts, limits=limits)
     yield "in_flight", lambda: plots.in_flight(attempts, limits=limits)
     yield "in_flight_sampled", lambda: plots.in_flight(limits)
     yield "cost", lambda: plots.cost(attempts)

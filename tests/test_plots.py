@@ -37,6 +37,7 @@ PLOTS: dict[str, tuple[Callable[..., Axes], Callable[..., pd.DataFrame], str]] =
     "throughput": (plots.throughput, rows, "finished_at"),
     "throughput in tokens": (lambda frame, **k: plots.throughput(frame, unit="tokens", **k), rows, "output_tokens"),
     "requests": (plots.requests, tried, "http_status"),
+    "requests and limits": (lambda frame, **k: plots.requests(frame, limits=sampled("p:m"), **k), tried, "sent_at"),
     "in_flight": (plots.in_flight, tried, "ended_at"),
     "in_flight as sampled": (plots.in_flight, sampled, "limit"),
     "in_flight and limits": (lambda frame, **k: plots.in_flight(frame, limits=sampled("p:m"), **k), tried, "sent_at"),
@@ -151,6 +152,15 @@ def test_the_frame_is_left_as_it_was(draw, make) -> None:
     before = frame.copy(deep=True)
     draw(frame)
     pd.testing.assert_frame_equal(frame, before)
+
+
+@each_plot
+def test_under_usetex_no_text_but_the_numbers_is_tex(draw, make) -> None:
+    with mpl.rc_context({"text.usetex": True}):
+        ax = draw(make("a", "b"))
+        for text in ax.figure.findobj(Text):
+            words = text.get_text()
+            assert not text.get_usetex() or not set(words) & set("%_&#^~\\{}$"), words
 
 
 @each_plot

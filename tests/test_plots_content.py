@@ -109,6 +109,19 @@ def test_requests_show_what_was_refused() -> None:
     assert to_hex(ax.patches[1].get_facecolor()) == WARN.lower()
 
 
+def test_requests_are_shaded_while_a_breaker_was_open() -> None:
+    ax: Any = plots.requests(tried("a"), limits=limits({"breaker": "open", "begin": 1.0}, {"begin": 2.5}))
+    assert legend(ax)[-1] == "breaker open"
+    assert (ax.patches[-1].get_x(), ax.patches[-1].get_width()) == (1.0, 1.5)
+
+
+def test_costs_of_many_groups_are_drawn_for_the_largest() -> None:
+    frame = attempts(*({"target": f"t{n}", "cost_usd": 1.0} for n in range(9) for _ in range(n + 1)))
+    names = legend(plots.cost(frame, by="target"))
+    assert names[0] == "t8: 9.00 USD"
+    assert names[-1] == "and 2 smaller groups, not drawn"
+
+
 def test_in_flight_stands_against_the_limit_in_force() -> None:
     frame = attempts({"begin": 0, "end": 4}, {"begin": 0, "end": 2})
     seen = limits({"begin": 0, "limit": 2}, {"begin": 3, "limit": 5})

@@ -9,6 +9,7 @@
     of a job                   report: all of it on one page
 
     llmlab.plots.latency(out, by="model")                   # the last line of a cell: shown once
+    display(llmlab.plots.latency(out), llmlab.plots.cost(out))   # two in one cell
     ax = llmlab.plots.latency(out); ax.set_xlim(0, 2_000)   # nothing shown; `ax` on the last line shows it
     llmlab.plots.latency(out).figure.savefig("latency.pdf")
     figure, (left, right) = plt.subplots(1, 2); llmlab.plots.latency(out, ax=left); llmlab.plots.cost(out, ax=right)

@@ -19,6 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from llmlab.stats.checks import MISSING
+
 SIZE = (7.2, 3.6)
 """Inches of a plot's own figure: a notebook's width."""
 LONGEST = 40
@@ -128,6 +130,11 @@ def inert(*texts: Text) -> None:
     """Draw texts as they stand: neither mathtext nor TeX may read what a model or a user has written."""
     for text in texts:
         text.set(parse_math=False, usetex=False)
+
+
+def group_name(by: str, name: str) -> str:
+    """A group of rows, as `stats` names it; failed rows, say, name no model."""
+    return plain(f"no {by}" if name == MISSING else name)
 
 
 def legend(ax: Axes, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
@@ -254,7 +261,7 @@ SINCE = "time since the job began"
 def time_axis(ax: Axes, span: float) -> float:
     """Name the x-axis for a span of seconds; returns the seconds per unit."""
     scale, unit = time_unit(span)
-    ax.set_xlabel(f"{SINCE} ({unit})")
+    inert(ax.set_xlabel(f"{SINCE} ({unit})"))
     numbers(ax.xaxis)
     numbers(ax.yaxis)
     ax.set_xlim(0.0, span / scale if span > 0 else 1.0)

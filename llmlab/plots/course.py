@@ -5,12 +5,14 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from llmlab.frame import Frame
 from llmlab.plots.canvas import (
     DASHES,
     FAILED,
     OK,
+    OTHER,
     PALE,
     SERIES,
     WARN,
@@ -18,6 +20,8 @@ from llmlab.plots.canvas import (
     blank,
     dollars,
     from_zero,
+    group_name,
+    inert,
     ink,
     legend,
     legend_above,
@@ -30,6 +34,7 @@ from llmlab.stats.course import costs, mean_in_flight
 from llmlab.stats.course import in_flight as steps_of
 from llmlab.stats.course import requests as requests_of
 from llmlab.stats.course import throughput as throughput_of
+from llmlab.stats.limits import spans
 
 MOST = 7
 """Groups that are drawn, the largest."""
@@ -66,20 +71,26 @@ def throughput(
         _stack(ax, windows, {"tokens_per_s": ("output tokens", OK)})
     else:
         _stack(ax, windows, {"ok_per_s": ("answered", OK), "failed_per_s": ("failed", FAILED)})
-    ax.set_ylabel(f"{unit} per second (1/s)")
+    inert(ax.set_ylabel(f"{unit} per second (1/s)"))
     if windows.empty:
         note(ax, "no rows")
     return ax
 
 
 def requests(
-    frame: Frame, *, ax: Axes | None = None, window: float | None = None, since: pd.Timestamp | None = None
+    frame: Frame,
+    *,
+    ax: Axes | None = None,
+    limits: Frame | None = None,
+    window: float | None = None,
+    since: pd.Timestamp | None = None,
 ) -> Axes:
     """Draw the requests sent per second by how they ended: a herd that falls on a provider just back stands out.
 
     Args:
         frame: `job.attempts`.
         ax: Where to draw. None: in a figure of its own.
+        limits: `job.limits`, to shade when a breaker was open: the provider was down, as far as could be told.
         window: Seconds over which is counted. None: a round length that makes at most 60 windows.
         since: The moment that is 0 on the x-axis. None: when the first request was sent.
 
@@ -87,24 +98,26 @@ def requests(
         The axes.
 
     Raises:
-        TypeError, ValueError: `frame` is no frame or lacks a column; `window` is not above 0.
+        TypeError, ValueError: `frame` or `limits` is no frame or lacks a column; `window` is not above 0.
     """
     windows = requests_of(frame, window=window, since=since)
+    zero = origin(since, frame["sent_at"])
+    down = None if limits is None else spans(limits, "breaker", since=zero).query("value == 'open'")
     ax = axes_for(ax)
     looks = {
         "ok_per_s": ("answered", OK),
         "throttled_per_s": ("refused: 429", WARN),
         "failed_per_s": ("failed", FAILED),
     }
-    _stack(ax, windows, looks)
-    ax.set_ylabel("requests sent per second (1/s)")
+    _stack(ax, windows, looks, down)
+    inert(ax.set_ylabel("requests sent per second (1/s)"))
     if windows.empty:
         note(ax, "no requests")
     return ax
 
 
-def _stack(ax: Axes, windows: Frame, looks: dict[str, tuple[str, str]]) -> None:
-    """Stack what was counted per window, and name each with its total."""
+def _stack(ax: Axes, windows: Frame, looks: dict[str, tuple[str, str]], down: Frame | None = None) -> None:
+    """Stack what was counted per window, and name each with its total; shade when a breaker was open."""
     ends = windows["at_s"] + windows["width_s"]
     scale = time_axis(ax, float(ends.max()) if len(windows) else 0.0)
     base = pd.Series(0.0, index=windows.index)
@@ -118,9 +131,14 @@ def _stack(ax: Axes, windows: Frame, looks: dict[str, tuple[str, str]]) -> None:
             handles.append(ax.stairs(top, edges, baseline=base, fill=True, color=colour, alpha=0.85))
             names.append(f"{name}: {count:,}")
             base = top
+    if down is not None and len(down):
+        for begin, end in zip(down["begin_s"] / scale, down["end_s"] / scale, strict=True):
+            ax.axvspan(begin, end, color=OTHER, alpha=0.25, linewidth=0, zorder=0.5)
+        handles.append(Patch(color=OTHER, alpha=0.25))
+        names.append("breaker open")
     from_zero(ax)
     ax.grid(axis="y", alpha=0.25)
-    legend_above(ax, handles, names, ncols=3)
+    legend_above(ax, handles, names, ncols=4)
 
 
 def in_flight(
@@ -140,15 +158,14 @@ def in_flight(
     Raises:
         TypeError, ValueError: `frame` or `limits` is no frame, or lacks a column; names it.
     """
-    sampled = isinstance(frame, pd.DataFrame) and "bound_by" in frame
-    ax = axes_for(ax)
-    if sampled:
+    if isinstance(frame, pd.DataFrame) and "bound_by" in frame:
         limits = frame
         zero = origin(since, needs(frame, "in_flight", LIMITS, ["at"])["at"])
         steps = _sampled(frame, zero)
     else:
         steps = steps_of(frame, since=since)
         zero = origin(since, frame["sent_at"])
+    ax = axes_for(ax)
     scale = time_axis(ax, float(steps["at_s"].max()) if len(steps) else 0.0)
     handles: list[Artist] = []
     names: list[str] = []
@@ -157,7 +174,7 @@ def in_flight(
         names.append(f"in flight, mean {mean_in_flight(steps):.3g}" if len(steps) > 1 else "in flight")
     if limits is not None:
         _draw_limits(ax, limits, zero, scale, handles, names)
-    ax.set_ylabel("requests in flight (count)")
+    inert(ax.set_ylabel("requests in flight (count)"))
     from_zero(ax)
     ax.grid(axis="y", alpha=0.25)
     legend_above(ax, handles, names, ncols=3)
@@ -223,17 +240,21 @@ def cost(
     scale = time_axis(ax, float(sums["at_s"].max()) if len(sums) else 0.0)
     handles: list[Artist] = []
     names: list[str] = []
-    for n, (name, rows) in enumerate([("", sums)] if by is None else [*sums.groupby(by, sort=False)][:MOST]):
+    groups = [("", sums)] if by is None else [(str(name), rows) for name, rows in sums.groupby(by, sort=False)]
+    for n, (name, rows) in enumerate(groups[:MOST]):
         at = [0.0, *rows["at_s"] / scale]
         look: dict[str, Any] = {"color": SERIES[n], "linestyle": DASHES[n % len(DASHES)]}
         handles += ax.step(at, [0.0, *rows[spent]], where="post", linewidth=1.8, **look)
-        names.append(_said(plain(name), rows, spent, unit))
+        names.append(_said("in all" if by is None else group_name(by, name), rows, spent, unit))
         if by is None and len(rows) and rows[wasted].iloc[-1] > 0:
             handles.append(ax.fill_between(at, [0.0, *rows[wasted]], step="post", color=FAILED, alpha=0.7))
             names.append(_said("brought no answer", rows, wasted, unit))
-    ax.set_ylabel("cost so far (USD)" if unit == "usd" else "input and output so far (tokens)")
+    inert(ax.set_ylabel("cost so far (USD)" if unit == "usd" else "input and output so far (tokens)"))
     from_zero(ax)
     ax.grid(axis="y", alpha=0.25)
+    if len(groups) > MOST:
+        handles.append(blank())
+        names.append(f"and {len(groups) - MOST} smaller groups, not drawn")
     if unit == "usd" and (blind := _unpriced(frame)):
         handles.append(blank())
         names.append(f"{blind:,} of {len(frame):,} have tokens but no known price: they add nothing")
@@ -246,7 +267,7 @@ def cost(
 def _said(name: str, rows: Frame, column: str, unit: str) -> str:
     last = float(rows[column].iloc[-1]) if len(rows) else 0.0
     amount = dollars(last) if unit == "usd" else f"{last:,.0f} tokens"
-    return f"{name or 'in all'}: {amount}"
+    return f"{name}: {amount}"
 
 
 def _unpriced(frame: Frame) -> int:

@@ -15,6 +15,8 @@ from llmlab.plots.canvas import (
     axes_for,
     blank,
     duration,
+    group_name,
+    inert,
     ink,
     latency_unit,
     legend,
@@ -22,9 +24,8 @@ from llmlab.plots.canvas import (
     log_axis,
     note,
     numbers,
-    plain,
 )
-from llmlab.stats.checks import ATTEMPTS, MISSING, RESULT, needs
+from llmlab.stats.checks import ATTEMPTS, RESULT, needs
 from llmlab.stats.spread import answered, ecdf, histogram, percentiles
 
 MOST = 7
@@ -111,7 +112,7 @@ def _draw(ax: Axes, curve: Frame, column: str, scale: float, n: int, *, many: bo
 
 def _told(group: Mapping[Any, Any], by: str | None) -> str:
     """A group in the legend."""
-    head = [] if by is None else [plain(f"no {by}" if group[by] == MISSING else group[by])]
+    head = [] if by is None else [group_name(by, group[by])]
     if group["ok"] and by is not None:
         head.append(f"p50 {duration(group['p50'])}, p99 {duration(group['p99'])}")
     return " · ".join([*head, f"{group['ok']:,} answered", *([f"{group['failed']:,} failed"] * bool(group["failed"]))])
@@ -127,8 +128,8 @@ def _percentile_lines(ax: Axes, figures: "pd.Series[Any]", scale: float) -> tupl
 
 
 def _dress(ax: Axes, kind: str, label: str, ratio: float) -> None:
-    ax.set_xlabel(label)
-    ax.set_ylabel("rows (count)" if kind == "histogram" else "rows answered (share of all)")
+    inert(ax.set_xlabel(label))
+    inert(ax.set_ylabel("rows (count)" if kind == "histogram" else "rows answered (share of all)"))
     ax.grid(axis="y", alpha=0.25)
     if ratio >= _WIDE:
         log_axis(ax, "x", ratio)
@@ -168,8 +169,8 @@ def streams(frame: Frame, *, ax: Axes | None = None) -> Axes:
         shown = pd.concat([shown, curve[column]])
     if len(shown) and shown.min() > 0:
         log_axis(ax, "x", float(shown.max() / shown.min()))
-    ax.set_xlabel("time (ms)")
-    ax.set_ylabel("streamed answers (share)")
+    inert(ax.set_xlabel("time (ms)"))
+    inert(ax.set_ylabel("streamed answers (share)"))
     ax.set_ylim(0.0, 1.02)
     ax.grid(alpha=0.25)
     if not handles:

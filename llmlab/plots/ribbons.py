@@ -18,6 +18,7 @@ from llmlab.plots.canvas import (
     SERIES,
     WARN,
     axes_for,
+    inert,
     ink,
     legend_beside,
     named_ticks,
@@ -161,7 +162,7 @@ def limiter(frame: Frame, *, ax: Axes | None = None, since: pd.Timestamp | None 
         handles.append(Patch(color=WARN, alpha=0.25))
         names.append("rate limit bound the job")
     ax.axhline(0.0, color=ink(), linewidth=0.8)
-    ax.set_ylabel("allowance left (% of a minute's limit)")
+    inert(ax.set_ylabel("allowance left (% of a minute's limit)"))
     legend_beside(ax, handles, names)
     if not lines:
         note(ax, "no rate limit is known" if len(frame) else "no samples")

@@ -18,6 +18,7 @@ from llmlab.plots.canvas import (
     PALE,
     WARN,
     axes_for,
+    inert,
     ink,
     legend,
     legend_beside,
@@ -79,7 +80,7 @@ def timeline(frame: Frame, *, ax: Axes | None = None, rows: int = 60, since: pd.
         names.append("another attempt")
     ax.set_ylim(max(len(drawn), 1) - 0.5, -0.5)
     ax.set_yticks([])
-    ax.set_ylabel("rows (by when they began)")
+    inert(ax.set_ylabel("rows (by when they began)"))
     count = phases["position"].nunique()
     title(ax, f"{len(drawn):,} of {count:,} rows" if count > len(drawn) else "")
     legend_beside(ax, handles, names)
@@ -154,8 +155,8 @@ def retries(frame: Frame, *, ax: Axes | None = None) -> Axes:
         ax.bar_label(bars, [f"{count:,}" for count in own[end]], fontsize="small")
         handles.append(bars[0])
         names.append(f"{name}: {own[end].sum():,}")
-    ax.set_xlabel("requests sent for a row (count)")
-    ax.set_ylabel("rows (count)")
+    inert(ax.set_xlabel("requests sent for a row (count)"))
+    inert(ax.set_ylabel("rows (count)"))
     if not ends:
         note(ax, "no rows")
         return ax
@@ -206,7 +207,7 @@ def errors(frame: Frame, *, ax: Axes | None = None, most: int = 12) -> Axes:
     for place, count in zip(places, counts["count"], strict=True):
         ax.annotate(f" {count:,}", (count, place), va="center", fontsize="small")
     named_ticks(ax, counts["error_type"].tolist())
-    ax.set_xlabel(f"{what} that failed (count)")
+    inert(ax.set_xlabel(f"{what} that failed (count)"))
     # A single bar of the axes' whole height would be a wall.
     ax.set_ylim(max(len(counts), _LEAST_BARS) - 0.5, -0.5)
     ax.set_xlim(0.0, 1.1 * max(counts["count"].max(), 1) if len(counts) else 1.0)

@@ -15,6 +15,7 @@ from llmlab.plots.canvas import (
     RING_MOST,
     SERIES,
     axes_for,
+    inert,
     ink,
     legend_beside,
     log_axis,
@@ -61,8 +62,8 @@ def compare(frame: Frame, *, ax: Axes | None = None) -> Axes:
         names.append(f"{plain(line['strategy'], 28)}: {percent(line['failed_share'])} failed")
         own = frame[(frame["strategy"].astype(object) == line["strategy"]).to_numpy(dtype=bool)]
         _strategy(ax, line, own, scale, colour, mark)
-    ax.set_xlabel("requests sent per answered row")
-    ax.set_ylabel(f"time until the job was done ({unit})")
+    inert(ax.set_xlabel("requests sent per answered row"))
+    inert(ax.set_ylabel(f"time until the job was done ({unit})"))
     _scales(ax, table, scale)
     ax.grid(alpha=0.25, which="both")
     if table["failed"].sum():

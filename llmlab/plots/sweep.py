@@ -21,6 +21,7 @@ from llmlab.plots.canvas import (
     WARN,
     axes_for,
     from_zero,
+    inert,
     ink,
     latency_unit,
     legend_beside,
@@ -80,7 +81,7 @@ def sweep(
     _elasticity(bottom, line, elasticity)
     _mark_knee((top, middle, bottom), None if found is None else found.knee(elasticity))
     _mark_beyond((top, bottom), line)
-    bottom.set_xlabel("requests in flight, measured mean (count)")
+    inert(bottom.set_xlabel("requests in flight, measured mean (count)"))
     _x_axis(bottom, floats(frame["in_flight"]))
     if frame.empty:
         note(top, "no measurements")
@@ -106,7 +107,7 @@ def _throughput(ax: Axes, frame: Frame, column: str, line: Frame) -> None:
         handles.append(ax.scatter(n, floats(frame["goodput_per_s"]), marker="d", s=24.0, color=SERIES[2], zorder=3.0))
         names.append("within the SLO (rows)")
     _rings(ax, frame, n, x, handles, names)
-    ax.set_ylabel(_UNITS.get(column, f"{column} (1/s)"))
+    inert(ax.set_ylabel(_UNITS.get(column, f"{column} (1/s)")))
     ax.grid(alpha=0.25)
     from_zero(ax)
     numbers(ax.yaxis)
@@ -141,7 +142,7 @@ def _latency(ax: Axes, frame: Frame, slo: float | None) -> None:
     if slo is not None:
         handles.append(ax.axhline(1000 * slo / scale, color=FAILED, linewidth=1.0))
         names.append(f"SLO {slo:g} s")
-    ax.set_ylabel(f"latency ({unit})")
+    inert(ax.set_ylabel(f"latency ({unit})"))
     numbers(ax.yaxis)
     ax.grid(alpha=0.25)
     from_zero(ax)
@@ -155,7 +156,7 @@ def _elasticity(ax: Axes, line: Frame, wanted: float) -> None:
     handles.append(ax.axhline(wanted, color=WARN, linestyle="--", linewidth=1.2))
     # Throughput that falls has an elasticity below 0; how far below is of no interest.
     ax.set_ylim(max(_LEAST, line["elasticity"].min() - 0.02) if len(line) else 0.0, 1.05)
-    ax.set_ylabel("elasticity (%/%)")
+    inert(ax.set_ylabel("elasticity (%/%)"))
     ax.grid(alpha=0.25)
     legend_beside(ax, handles, [*(["1% more buys so many %"] * (len(handles) - 1)), f"wanted: {wanted:g}"])
 

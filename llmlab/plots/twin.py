@@ -18,6 +18,7 @@ from llmlab.plots.canvas import (
     SERIES,
     axes_for,
     from_zero,
+    inert,
     ink,
     legend_beside,
     log_axis,
@@ -79,8 +80,8 @@ def twin(frame: Frame, *, ax: Axes | None = None, of: Figure = "makespan") -> Ax
         handles.append(Patch(color=OTHER, alpha=0.3))
         names.append("80% of the runs")
     handles, names = _beyond(ax, fans, handles, names)
-    ax.set_xlabel("concurrency (requests in flight at most)")
-    ax.set_ylabel(f"{label} ({shown})")
+    inert(ax.set_xlabel("concurrency (requests in flight at most)"))
+    inert(ax.set_ylabel(f"{label} ({shown})"))
     _dress(ax, fans, frame)
     legend_beside(ax, handles, names)
     if fans.empty:
@@ -168,8 +169,8 @@ def calibration(frame: Frame, *, ax: Axes | None = None) -> Axes:
         names.append(f"{name}: {percent(head['coverage'])} of {int(head['attempts']):,}")
         if run < 0 or len(runs.unique()) == 1:
             _name_quantiles(ax, own)
-    ax.set_xlabel("latency as predicted (ms)")
-    ax.set_ylabel("latency as measured (ms)")
+    inert(ax.set_xlabel("latency as predicted (ms)"))
+    inert(ax.set_ylabel("latency as measured (ms)"))
     if frame.empty:
         note(ax, "no attempts held out")
         return ax
