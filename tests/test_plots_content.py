@@ -105,7 +105,7 @@ def test_throughput_stacks_the_failed_on_the_answered() -> None:
 
 def test_requests_show_what_was_refused() -> None:
     ax: Any = plots.requests(tried("a"))
-    assert legend(ax) == ["answered: 2", "refused: 429: 1", "failed: 1"]
+    assert legend(ax) == ["answered: 2", "refused (429): 1", "failed: 1"]
     assert to_hex(ax.patches[1].get_facecolor()) == WARN.lower()
 
 

@@ -106,7 +106,7 @@ def requests(
     ax = axes_for(ax)
     looks = {
         "ok_per_s": ("answered", OK),
-        "throttled_per_s": ("refused: 429", WARN),
+        "throttled_per_s": ("refused (429)", WARN),
         "failed_per_s": ("failed", FAILED),
     }
     _stack(ax, windows, looks, down)
