@@ -245,6 +245,27 @@ def test_the_capacity_drop_is_felt(lab: llmlab.Lab) -> None:
     assert drop["makespan_s"] > steady["makespan_s"] + 30
 
 
+def test_a_limiter_and_a_breaker_matter_more_than_the_flavour_of_the_jitter(lab: llmlab.Lab) -> None:
+    """resilience.md, section 0; all of its table by `python -m benchmarks.strategies`."""
+
+    def held(retry: Retry) -> Strategy:
+        return Strategy("held", (Admit((Slots(200),)), replace(retry, attempts=8, throttled=None, cap=30.0)))
+
+    strategies = {
+        "constant": held(Retry(growth="constant", jitter="none", base=1.0)),
+        "full": held(Retry()),
+        "equal": held(Retry(jitter="equal")),
+        "default": Strategy.default(concurrency=200, rpm=2400),
+    }
+    out = compared(lab, strategies, n=1500, scenario="outage").set_index("strategy")
+    assert out.ok["constant"] < out.ok["full"] < out.ok["equal"] <= out.ok["default"] == 1500
+    attempts = out.attempts_per_ok
+    assert attempts["default"] < 1.1 < attempts["equal"] < attempts["full"] < attempts["constant"]
+    calls = out.calls_in_outage
+    assert 5 * calls["default"] < calls["equal"] < calls["full"] < calls["constant"]
+    assert out.makespan_s["constant"] < out.makespan_s["default"], "it is fast because it drops rows"
+
+
 def test_a_scenario_of_one_s_own_may_change_while_it_runs(lab: llmlab.Lab) -> None:
     still = Scenario("still", physics=FAST)
     slower = replace(still, name="slower", changes=(Change(5, replace(FAST, slowdown=10)),))
