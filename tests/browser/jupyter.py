@@ -50,6 +50,11 @@ class Kernel:
         """Whether it handles widget messages while a cell awaits; ipykernel 6 leaves them until the cell is over."""
         return self.version >= (7,)
 
+    @property
+    def hears_while_computing(self) -> bool:
+        """Whether it handles them even while a cell computes: in JupyterLab, on a subshell's thread."""
+        return (7,) <= self.version < (7, 4)
+
 
 @dataclass(frozen=True)
 class Jupyter:

@@ -44,7 +44,7 @@ def test_the_board_moves_while_its_cell_awaits_and_a_still_table_takes_its_place
     assert board["board"].count() == 0
     assert nb.value(1) == "{'ok': 24}"
     seconds = float(re.search(r"([\d.]+) s", still.partition("time")[2])[1])  # type: ignore[index]
-    assert 5 * seconds < len(nb.looks) < 11 * seconds + 2
+    assert 2 * seconds < len(nb.looks) < 11 * seconds + 2
 
 
 def test_during_an_outage_the_board_says_that_the_line_is_parked(notebook: Open) -> None:
@@ -76,7 +76,7 @@ def test_stop_ends_the_cell_at_once_with_the_rows_so_far(notebook: Open) -> None
     board = BoardOnPage(nb, 1)
     board.until_done(4)
     board["stop"].click()
-    nb.wait(3)
+    nb.wait()  # all rows would take half a minute
     counts = eval(nb.value(1))  # noqa: S307  a dict's repr
     assert counts["ok"] >= 4
     assert counts["cancelled"] == 400 - counts["ok"]
@@ -121,7 +121,7 @@ def test_the_slider_retunes_a_cell_that_awaits_as_often_as_it_is_moved(notebook:
 
 @pytest.mark.usefixtures("hearing")
 def test_a_paused_job_sends_nothing_until_it_is_resumed(notebook: Open) -> None:
-    nb = notebook([LAB, f"lab = make(0.1)\n{MANY.format(rows=120)}"])
+    nb = notebook([LAB, f"lab = make(0.1)\n{MANY.format(rows=60)}"])
     nb.run(0)
     nb.start(1)
     board = BoardOnPage(nb, 1)
@@ -131,20 +131,21 @@ def test_a_paused_job_sends_nothing_until_it_is_resumed(notebook: Open) -> None:
     board.until("value", "^0 of 4$")
     board.until("pause", "^Resume$")
     done = board.done
-    nb.until_looks(25)
+    nb.until_looks(15)
     assert board.done == done
     assert board["notes"].inner_text() == "", "the kernel has heard it"
     board["pause"].click()
     board.until("title", "run_many: running")
     nb.wait(30)
-    assert nb.value(1) == "{'ok': 120}"
+    assert nb.value(1) == "{'ok': 60}"
 
 
 def test_the_board_says_so_when_the_kernel_does_not_hear_its_controls(notebook: Open, kernel: Kernel) -> None:
-    # ipykernel 6 hears nothing before the cell is over, a later one nothing while a cell computes.
-    awaiting = "lab = make(0.3)\nout = await lab.run_many(questions(60))\nlab.last.stopped"
-    computing = "job = make(0.3, loop='thread').run_many(questions(600))\njob"
-    later = "time.sleep(4)\n(await job).status.unique().tolist()"
+    if kernel.hears_while_computing:
+        pytest.skip("JupyterLab has ipykernel 7.0 to 7.3 hear on a thread of its own, whatever its cells do")
+    awaiting = "lab = make(0.3)\nout = await lab.run_many(questions(4000))\nlab.last.stopped"
+    computing = "job = make(0.3, loop='thread').run_many(questions(4000))\njob"
+    later = "while True:\n    try:\n        time.sleep(0.1)\n    except KeyboardInterrupt:\n        break"
     nb = notebook([LAB, *([computing, later] if kernel.hears_while_awaiting else [awaiting])])
     nb.run(0)
     board = BoardOnPage(nb, 1)
@@ -157,4 +158,6 @@ def test_the_board_says_so_when_the_kernel_does_not_hear_its_controls(notebook: 
     board["stop"].click()
     board.until("notes", "hears this when the cell is over")
     assert nb.busy
+    nb.interrupt()
+    assert "run_many: stopped" in board.until_still()
     nb.wait()

@@ -71,14 +71,14 @@ def test_a_notebook_saved_while_its_job_runs_holds_a_table_beside_the_widget(not
 
 
 def test_llmlab_ui_and_a_missing_anywidget_fall_back(notebook: Open) -> None:
-    def run(setting: str) -> str:
-        return f"{setting}\nout = await make(0.3).run_many(questions(24))\n{COUNT}"
+    def run(setting: str, seconds: float = 0.3) -> str:
+        return f"{setting}\nout = await make({seconds}).run_many(questions(24))\n{COUNT}"
 
     html, missing, text, none = (
         run("os.environ['LLMLAB_UI'] = 'html'"),
         run("import sys; del os.environ['LLMLAB_UI']; sys.modules['anywidget'] = None"),
-        run("os.environ['LLMLAB_UI'] = 'text'"),
-        run("os.environ['LLMLAB_UI'] = 'none'"),
+        run("os.environ['LLMLAB_UI'] = 'text'", 0.05),
+        run("os.environ['LLMLAB_UI'] = 'none'", 0.05),
     )
     nb = notebook([LAB, html, missing, text, none])
     nb.run(0)

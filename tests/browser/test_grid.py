@@ -77,7 +77,8 @@ def test_sixteen_panes_at_fifty_tokens_a_second_fill_live_complete_and_in_order(
     assert nb.busy, "it was painted only in the end"
     assert all(whole(120).startswith(text) for text in texts(nb, 1))
     figures = nb.cell(1).locator(".llmlab-pane-figures").all_inner_texts()
-    assert all(re.fullmatch(r"streaming, TTFT \d+ ms, (4\d|5\d) tok/s", said) for said in figures), figures
+    speeds = [re.fullmatch(r"streaming, TTFT \d+ ms, (\d+) tok/s", said) for said in figures]
+    assert all(speed is not None and 20 < int(speed[1]) < 60 for speed in speeds), figures
     gaps: list[float] = nb.page.evaluate("() => window.gaps")
     print(f"\nframes: {1000 * len(gaps) / sum(gaps):.0f} per second, the longest {max(gaps):.0f} ms")  # noqa: T201  with -s
     assert abs(nb.cell(1).locator(".llmlab-text").first.evaluate(BELOW)) <= 2, "a pane shows its end"
@@ -88,7 +89,7 @@ def test_sixteen_panes_at_fifty_tokens_a_second_fill_live_complete_and_in_order(
 
 
 def test_whoever_scrolls_up_is_left_to_read(notebook: Open) -> None:
-    nb = notebook([SETUP, "out = await make(words(500), itl=0.02).show(['a', 'b'])"])
+    nb = notebook([SETUP, "out = await make(words(5000)).show(['a', 'b'])"])
     nb.run(0)
     nb.start(1)
     fills(nb, 1, 2, 500)
@@ -101,6 +102,7 @@ def test_whoever_scrolls_up_is_left_to_read(notebook: Open) -> None:
     assert second.evaluate("(text) => text.scrollTop + text.clientHeight - text.scrollHeight") == pytest.approx(
         0, abs=2
     )
+    nb.interrupt()
     nb.wait()
 
 
@@ -135,7 +137,7 @@ def test_stop_all_in_an_awaiting_cell_gives_the_partial_frame(notebook: Open, ke
     nb.start(1)
     fills(nb, 1, 2, 20)
     nb.cell(1).locator(".llmlab-stop-all").click()
-    nb.wait(5)
+    nb.wait()
     assert nb.value(1) == "['cancelled', 'cancelled']"
     assert all(text.startswith("w0 w1") for text in nb.until(STILL, 1))
     nb.run(2)
@@ -152,7 +154,7 @@ def test_an_interrupt_ends_the_cell_with_the_partial_frame_and_the_texts_stay(no
     fills(nb, 1, 2, 5)
     nb.until("() => document.querySelector('.llmlab-pane[data-state=done]')")
     nb.interrupt()
-    nb.wait(5)
+    nb.wait()
     assert nb.value(1) == "['ok', 'cancelled']"
     still = nb.until(STILL, 1)
     assert still[0] == "short"

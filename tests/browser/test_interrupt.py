@@ -33,7 +33,7 @@ def interrupted(nb: Notebook, index: int) -> float:
     BoardOnPage(nb, index).until_done(3)
     began = time.monotonic()
     nb.interrupt()
-    nb.wait(5)
+    nb.wait()
     return time.monotonic() - began
 
 
@@ -50,7 +50,7 @@ def test_one_interrupt_ends_a_cell_though_the_provider_is_silent(notebook: Open,
     nb = notebook([LAB + SILENT, f"{run}\nout.status.value_counts().to_dict()", LAST, AFTER])
     nb.run(0)
     nb.start(1)
-    assert interrupted(nb, 1) < 3
+    assert interrupted(nb, 1) < 10, "the provider would be waited for ten minutes"
     rows = "{'cancelled': 47, 'ok': 3}"
     assert nb.value(1) == rows
     assert "run_many: stopped" in BoardOnPage(nb, 1).until_still()
@@ -66,6 +66,6 @@ def test_a_job_in_the_background_survives_the_interrupt_of_another_cell(notebook
     nb.start(2)
     BoardOnPage(nb, 1).until_done(4)
     nb.interrupt()
-    nb.wait(5)
+    nb.wait()
     nb.run(3)
     assert nb.value(3) == "['ok']"
