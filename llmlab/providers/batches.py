@@ -148,10 +148,7 @@ class BatchAPI(Protocol):
         ...
 
     async def find(self, send: Send, parcel: Parcel) -> list[Status]:
-        """Batches that may have been made of a parcel although no answer came; the first one surely or none, as told.
-
-        More than one: nobody can tell which one it is.
-        """
+        """What may have been made of a parcel although no answer came; of several nobody can tell which it is."""
         ...
 
     async def look(self, send: Send, batch: str) -> Status:

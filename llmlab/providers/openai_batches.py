@@ -86,7 +86,8 @@ class OpenAIBatches:
         if status == 200:  # noqa: PLR2004
             return Line(found["custom_id"], body, request_id=request_id)
         status = status if type(status) is int else 500
-        return Line(found["custom_id"], error=classify(status, {}, body), request_id=request_id)
+        headers = {} if request_id is None else {"x-request-id": request_id}
+        return Line(found["custom_id"], error=classify(status, headers, body), request_id=request_id)
 
     def read_sent(self, line: bytes) -> Sent:
         """Read one line of an input file."""

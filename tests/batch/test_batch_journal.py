@@ -13,8 +13,8 @@ from llmlab.batch.ledger import Ledger
 from llmlab.sim.batches import BatchPace
 from llmlab.sim.transport import Simulator
 from tests.batch.labs import both, make_lab, make_sim
+from tests.batch.meddler import count_batches
 from tests.batch.test_batch_kill import child, served
-from tests.batch.test_batch_trouble import count_batches
 
 PROMPTS = [f"prompt {n % 25}" for n in range(30)]  # five of them twice
 FAST = BatchPace(start=0.05, rows_per_s=2000, finish=0.02)

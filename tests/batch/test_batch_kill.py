@@ -106,6 +106,24 @@ def test_a_lab_on_a_private_thread_gives_the_frame_without_await(dialect: str) -
     assert list(again.content) == list(frame.content)
 
 
+def test_the_command_line_serves_both_batch_apis() -> None:
+    async def main() -> list[Any]:
+        command = (sys.executable, "-m", "llmlab", "simulate", "--port", "0", "--batches", "rows_per_s:2000,start:0.05")
+        server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert server.stdout is not None
+        try:
+            urls = [(await server.stdout.readline()).decode().split()[-1] for _ in range(2)]
+            labs = [Lab(f"{name}:m", base_url=url, api_key=KEY, progress=False)
+                    for name, url in zip(("openai", "anthropic"), urls, strict=True)]  # fmt: skip
+            return [await lab.submit_batch(prompts(), poll=0.05) for lab in labs]
+        finally:
+            server.terminate()
+            await server.wait()
+
+    openai, anthropic = asyncio.run(main())
+    assert list(openai.status) == list(anthropic.status) == ["ok"] * ROWS
+
+
 def test_a_key_is_shown_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         sim = make_sim(PACE)
