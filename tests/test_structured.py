@@ -333,6 +333,21 @@ def test_any_server_gives_typed_rows_in_the_end(
     assert said == (min(1, steps[structured]) if provider == "anthropic" else steps[structured])
 
 
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("kind", [*KINDS, *LOOSE], ids=[*NAMES, *map(str, LOOSE)])
+def test_every_kind_of_answer_comes_in_form_at_once(provider: str, kind: Any) -> None:
+    sim = Simulator(seed=2)
+    job = llmlab.Lab(f"{provider}:m", transport=sim).run_many([f"Row {n}" for n in range(5)], schema=kind)
+
+    async def main() -> Any:
+        return await job
+
+    out = run_virtual(main)
+    assert (out.status == "ok").all()
+    assert sim.requests == 5
+    assert out.columns.tolist()[-len(typed(kind).columns) :] == [column.name for column in typed(kind).columns]
+
+
 def test_a_400_of_another_kind_is_the_rows_error() -> None:
     out, _, sim = judged("json_schema", "openai", faults=Faults.only("bad_request"))
     assert set(out.error_type) == {"BadRequest"}
