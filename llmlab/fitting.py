@@ -37,6 +37,8 @@ class Fitter(Protocol):
     """The JSON schema of what `plain` gives."""
     bare: bool
     """Whether the value stands alone in the object's one property."""
+    single: bool
+    """Whether `plain` gives one value rather than named ones."""
     pythonic: bool
     """Whether values are Python's own: dates are dates."""
 
@@ -89,6 +91,7 @@ class _Python:
             schema = self._inner.json_schema()
             self.shape = self._inner.json_schema(mode="serialization", by_alias=False)
             self.bare = not is_record(schema, schema)
+            self.single = self.bare or not is_record(self.shape, self.shape)  # a serializer may make anything of it
             self._outer: Any = self._inner
             if self.bare:
                 self._outer = pydantic.TypeAdapter(pydantic.create_model("Answer", value=(kind, ...)))
@@ -195,7 +198,7 @@ class _Schema:
         _check_references(schema)
         self._judge = kind(schema, registry=EMPTY_REGISTRY)
         self.shape = schema
-        self.bare = not is_record(schema, schema)
+        self.bare = self.single = not is_record(schema, schema)
         self.asked = wrapped(schema) if self.bare else rooted(schema)
 
     def read(self, text: str) -> Any:
@@ -242,7 +245,7 @@ class Unjudged:
 
     def __init__(self, asked: JSON) -> None:
         self.asked = asked
-        self.bare = list(asked["properties"]) == [VALUE]
+        self.bare = self.single = list(asked["properties"]) == [VALUE]
         inner = asked["properties"][VALUE] if self.bare else asked
         self.shape = {**inner, **{key: value for key, value in asked.items() if key == "$defs"}}
 

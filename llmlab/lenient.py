@@ -3,6 +3,7 @@
     the answer                                   what is read
     {"a": 1}                                     as it is
     ```json … ```, prose before or behind        the object in it
+    <think>…</think> before it                   what comes after
     several objects                              each: whoever asks takes the only one that fits
     an object that is cut off                    nothing: what stands inside of it is not the answer
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import orjson
 
+THOUGHT = "<think>"
 MOST = 20
 """Objects, or braces that begin none, that are looked at in one answer."""
 
@@ -24,6 +26,8 @@ _decoder = json.JSONDecoder()
 def objects(text: str) -> Iterator[str]:
     """The JSON objects that stand in a text, outermost only, as texts."""
     text = text.strip().removeprefix("\ufeff")
+    if text.startswith(THOUGHT):  # local servers leave the reasoning of some models in the answer
+        text = text.rpartition(THOUGHT.replace("<", "</"))[2].strip()
     if text.startswith("{") and text.endswith("}") and _whole(text):
         yield text
         return

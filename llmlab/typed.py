@@ -116,7 +116,7 @@ class Typed:
         except Exception:  # noqa: BLE001  a user's own serializer may raise anything
             _log.exception("llmlab: an answer that fits could not be written into its columns")
             return self._missing
-        if self.fitter.bare:
+        if self.fitter.single:
             return (plain,)
         return tuple(map(plain.get, self._names))
 
@@ -187,7 +187,7 @@ def _canonical(text: str) -> bytes:
 
 def _columns(judge: Fitter) -> tuple[Column, ...]:
     root = judge.shape
-    fields = {VALUE: root} if judge.bare else resolved(root, root)["properties"]
+    fields = {VALUE: root} if judge.single else resolved(root, root)["properties"]
     names = [f"parsed_{name}" if name in TAKEN else name for name in fields]
     if twice := next((name for name in names if names.count(name) > 1 or name in TAKEN), None):
         raise ValueError(f"schema: two fields would become the column {twice!r}; rename one")

@@ -14,7 +14,7 @@ import pytest
 import typing_extensions
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, RootModel, computed_field, field_validator
+from pydantic import BaseModel, Field, RootModel, computed_field, field_validator, model_serializer
 
 from llmlab.errors import SchemaMismatch
 from llmlab.fields import with_fields
@@ -211,6 +211,7 @@ GOOD = '{"mood": "good", "stars": 4}'
         f"Sure, {{here}} it is: {GOOD}\nAnything else?",
         f'An object {{"like": "this"}} does not fit. {GOOD}',
         f"{GOOD} and once more {GOOD}",
+        f"<think>Perhaps {GOOD.replace('4', '2')}? No.</think>\n{GOOD}",
     ],
 )
 def test_what_stands_around_the_object_is_tolerated(text: str) -> None:
@@ -379,6 +380,20 @@ def test_columns_have_the_names_of_the_fields_and_computed_ones_are_among_them()
     out = table(Aliased, '{"firstOne": 2}')
     assert out.columns.tolist() == ["first", "twice"]
     assert (out["first"].tolist()[0], out["twice"].tolist()[0]) == (2, 4)
+
+
+def test_a_model_that_is_written_as_one_value_is_the_column_value() -> None:
+    class Money(BaseModel):
+        amount: int
+        currency: str
+
+        @model_serializer
+        def written(self) -> str:
+            return f"{self.amount} {self.currency}"
+
+    out = table(Money, '{"amount": 3, "currency": "EUR"}')
+    assert out.columns.tolist() == ["value"]
+    assert out["value"].tolist()[0] == "3 EUR"
 
 
 def test_nested_values_are_plain_dicts_and_lists() -> None:
