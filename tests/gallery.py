@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,10 +14,10 @@ import llmlab
 from llmlab import core, plots
 from llmlab.clock import run_virtual
 from llmlab.job import Job
+from llmlab.scenario import Scenario
 from llmlab.sim.faults import Faults, Outage
 from llmlab.sim.physics import Physics
 from llmlab.sim.transport import Simulator
-from tests.frames import calibrated, predicted
 
 PRICES = {"large": (2.5, 10.0), "small": (0.15, 0.6)}
 
@@ -65,20 +64,32 @@ def compared(n: int) -> pd.DataFrame:
     return frame
 
 
-def swept() -> pd.DataFrame:
-    """What a sweep of a provider with 64 slots would measure, with noise."""
-    rng = np.random.default_rng(1)
-    rows = []
-    for n in (1, 2, 4, 8, 16, 32, 64, 96, 128):
-        for repeat in (0, 1):
-            wait = 1.5 * max(1.0, n / 64) * (1 + 0.004 * n)
-            x = n * 0.97 / wait * rng.lognormal(0, 0.03)
-            failed = int(0.002 * n * rng.uniform(0.5, 1.5) * 100) if n > 64 else 0
-            rows.append((n, repeat, 0.97 * n, x, 60 * x, x * (1 if wait < 2 else 0.4), 1000 * wait, 1500 * wait,
-                         2200 * wait, 0.07 if n == 128 else 0.01, 300 - failed, failed))  # fmt: skip
-    names = ["concurrency", "repeat", "in_flight", "rows_per_s", "tokens_per_s", "goodput_per_s", "p50_ms", "p95_ms",
-             "p99_ms", "little_error", "ok", "failed"]  # fmt: skip
-    return pd.DataFrame(rows, columns=names)
+@cache
+def swept(n: int) -> pd.DataFrame:
+    """A sweep over a provider with 24 slots, two measurements each."""
+    scene = Scenario("24 slots", Physics(slots=24, queue=200, ttft=0.3, load=0.0005, rpm=3000, burst=200), stream=True)
+    levels = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+    lab = llmlab.Lab(progress=False)
+    frame: pd.DataFrame = lab.sweep(levels, n=n, scenario=scene, repeats=2, slo=4.0).result()
+    return frame
+
+
+@cache
+def foretold(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a twin predicts from two pilot runs of so many rows and three times as many, and its calibration."""
+    runs = []
+    for concurrency, count in ((8, n), (24, 3 * n)):
+        provider = Simulator(seed=concurrency, physics=Physics(slots=64, ttft=0.3, load=0.0008))
+        lab = llmlab.Lab("openai:m", transport=provider, concurrency=concurrency, prices={"m": (2.5, 10.0)}, seed=1)
+        runs.append(run_virtual(partial(_run, lab, count)))
+    twin = llmlab.Twin.fit(runs)
+    return twin.predict(20_000, [4, 8, 12, 16, 24, 32, 48, 64], runs=10), twin.calibration()
+
+
+async def _run(lab: llmlab.Lab, rows: int) -> Job[Any]:
+    job = lab.run_many([f"Question {n}: what is {n} squared?" for n in range(rows)], progress=False)
+    await job
+    return job
 
 
 def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure]]]:
@@ -105,9 +116,10 @@ def pictures(rows: int = 1200) -> Iterator[tuple[str, Callable[[], Axes | Figure
     yield "breaker", lambda: plots.breaker(limits)
     yield "limiter", lambda: plots.limiter(limits)
     yield "compare", lambda: plots.compare(compared(rows))
-    yield "sweep", lambda: plots.sweep(swept(), slo=3.0)
-    yield "twin", lambda: plots.twin(predicted("default"))
-    yield "calibration", lambda: plots.calibration(calibrated())
+    yield "sweep", lambda: plots.sweep(swept(rows), slo=4.0)
+    yield "twin", lambda: plots.twin(foretold(max(rows // 4, 100))[0])
+    yield "twin_p99", lambda: plots.twin(foretold(max(rows // 4, 100))[0], of="p99")
+    yield "calibration", lambda: plots.calibration(foretold(max(rows // 4, 100))[1])
     yield "report", lambda: plots.report(done)
 
 

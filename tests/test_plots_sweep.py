@@ -77,6 +77,11 @@ def test_windows_that_were_not_steady_are_hollow_and_failed_rows_have_a_ring() -
     assert len(rings[0].get_offsets()) == 4
 
 
+def test_the_sweeps_own_word_on_steadiness_is_taken() -> None:
+    assert "measured, not steady" not in legend(plots.sweep(swept().assign(steady=True)))
+    assert "measured" not in legend(plots.sweep(swept().assign(steady=False)))
+
+
 def test_what_was_not_measured_is_hatched() -> None:
     ax: Any = plots.sweep(swept())
     hatched = [patch for patch in ax.patches if patch.get_hatch()]

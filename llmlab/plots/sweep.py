@@ -62,8 +62,9 @@ def sweep(
         slo: Seconds that an answer may take, for a line in the latency panel. None: no line.
 
     Returns:
-        The axes of the throughput, on top. Beyond the greatest measured concurrency the curve is hatched. Hollow points
-        were not steady (Little's law off by 5% or more); a red ring's area is the share of rows that failed.
+        The axes of the throughput, on top. Beyond the greatest measured concurrency the curve is hatched. Hollow
+        points were not steady (Little's law off by 5% or more, or few rows); a red ring's area is the share of rows
+        that failed.
 
     Raises:
         TypeError, ValueError: `frame` is no frame or lacks a column; `elasticity` is not between 0 and 1.
@@ -115,7 +116,9 @@ def _throughput(ax: Axes, frame: Frame, column: str, line: Frame) -> None:
 
 
 def _steady(frame: Frame) -> Any:
-    """Which windows keep Little's law; where that was not measured, they are taken for steady."""
+    """Which windows can be relied on; where nobody has judged that, all are."""
+    if "steady" in frame:
+        return frame["steady"].to_numpy(dtype=bool)
     if "little_error" not in frame:
         return np.ones(len(frame), dtype=bool)
     return ~(np.abs(floats(frame["little_error"])) >= ERROR)
