@@ -62,6 +62,8 @@ class Played:
     """Dollars; NaN: not known."""
     in_flight: float
     """Mean requests in flight."""
+    peak: int
+    """Most requests in flight at any time."""
     rate: float
     """Rows settled per second between the first quarter and the last row sent: of a longer run, the rate goes on."""
 
@@ -73,7 +75,7 @@ class Played:
         steady = self.in_flight * self.makespan / self.rows * self.rate
         in_flight = (self.in_flight * self.makespan + steady * (makespan - self.makespan)) / makespan
         counts = (round(self.failed * more), round(self.attempts * more), round(self.throttled * more))
-        return Played(self.latency, makespan, rows, *counts, self.cost * more, in_flight, self.rate)
+        return Played(self.latency, makespan, rows, *counts, self.cost * more, in_flight, self.peak, self.rate)
 
 
 @dataclass(eq=False, slots=True)
@@ -203,5 +205,5 @@ class Closed:
         rate = (last - first - 1) / (over - begun) if over > begun else self._rows / makespan
         return Played(
             np.array(self._latency), makespan, self._rows, self._failed, self._attempts, self._throttled,
-            self._cost, self._machine.area / makespan, rate,
+            self._cost, self._machine.area / makespan, self._machine.peak, rate,
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
 An attempt takes T = A + F Nbar, where Nbar is the mean in flight over its own life (at most the slots). When N stays as
 it is from now on, it ends at the T that solves T^2 - A T - F area(T) = 0. Ends are kept in a heap, reckoned anew when
-they come up, and all of them when N has moved by more than a twentieth. Knows no clock and no loop: times are
+they come up, and all of them when N has moved by more than a twentieth (looked for once all that happens at one moment
+has happened: who leaves is mostly followed at once). Knows no clock and no loop: times are
 given to it, so that a plain heap simulation and the virtual loop drive the very same machine.
 """
 
@@ -42,8 +43,12 @@ class Machine:
 
     slots: float | None = None
     """Worked on at a time; the others wait. None: all are."""
+    slack: float = 0.5
+    """A change of N by no more than this is not worth reckoning anew."""
     in_flight: int = 0
     """Attempts in flight, those that wait included."""
+    peak: int = 0
+    """Most of them at any time."""
     area: float = 0.0
     """Integral of `in_flight` over time, attempt seconds."""
     _now: float = 0.0
@@ -58,11 +63,11 @@ class Machine:
         """Take an attempt in; one without `slot`, as one that is refused, waits for none."""
         self._move(now)
         self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
         if slot and self.slots is not None and len(self._working) >= self.slots:
             self._line.append(visit)
         else:
             self._begin(visit)
-        self._recheck()
 
     def leave(self, now: float, visit: Visit) -> None:
         """Let an attempt go, ended or given up."""
@@ -76,17 +81,23 @@ class Machine:
             waiting = self._line.popleft()
             if not waiting.gone:
                 self._begin(waiting)
-        self._recheck()
 
     def next_end(self) -> float:
-        """When somebody may be done; inf: nobody is at work."""
+        """When somebody may be done, if nothing else happens now; inf: nobody is at work."""
+        if abs(self._busy() - self._reckoned) > max(self.slack, MOVED * self._reckoned):
+            self._reckoned = self._busy()
+            for visit in self._working:
+                self._reckon(visit)
+        return self._first()
+
+    def _first(self) -> float:
         while self._ends and (self._ends[0][2].gone or self._ends[0][0] != self._ends[0][2].due):
             heapq.heappop(self._ends)
         return self._ends[0][0] if self._ends else math.inf
 
     def ended(self, now: float) -> Visit | None:
         """One who is done by now; it has left."""
-        while self.next_end() <= now:
+        while self._first() <= now:
             visit = heapq.heappop(self._ends)[2]
             self._move(now)
             if self._end_of(visit) <= now + 1e-9:
@@ -108,12 +119,6 @@ class Machine:
         self.area += self.in_flight * passed
         self._served += self._busy() * passed
         self._now = now
-
-    def _recheck(self) -> None:
-        if abs(self._busy() - self._reckoned) > max(1.0, MOVED * self._reckoned):
-            self._reckoned = self._busy()
-            for visit in self._working:
-                self._reckon(visit)
 
     def _reckon(self, visit: Visit) -> None:
         visit.due = self._end_of(visit)

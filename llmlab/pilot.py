@@ -146,7 +146,7 @@ def _of_attempts(frame: pd.DataFrame) -> dict[str, Any]:
         "n_out": _floats(frame, "output_tokens"),
         "ttft": _floats(frame, "ttft_ms") / 1000,
         "cost": _floats(frame, "cost_usd"),
-        "error": frame["error_type"].fillna("").to_numpy(object),
+        "error": _names(frame["error_type"], ""),
         "status": _floats(frame, "http_status"),
         "retry_after": _floats(frame, "retry_after_ms") / 1000,
     }
@@ -177,7 +177,7 @@ def _hidden(frame: pd.DataFrame) -> dict[str, Any]:
     rows = np.repeat(np.arange(len(frame)), failed)
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(failed) - failed, failed)
     sent = begun[rows] + _floats(frame, "queue_ms")[rows] / 1000 + nth * each[rows]
-    error = np.where(ok, UNKNOWN, frame["error_type"].fillna(UNKNOWN).to_numpy(object))[rows]
+    error = np.where(ok, UNKNOWN, _names(frame["error_type"], UNKNOWN))[rows]
     nothing = np.full(len(rows), np.nan)
     return _entries(sent, sent + each[rows], nothing, error, {"n_in": nothing, "n_out": nothing, "cost": nothing})
 
@@ -201,6 +201,10 @@ def _pilot(columns: dict[str, Any], run: int) -> Pilot:
 def _seconds(stamps: "pd.Series[Any]") -> Array:
     times = pd.to_datetime(stamps, utc=True)  # read again from a CSV, times are texts
     return np.asarray((times - pd.Timestamp(0, tz="UTC")).dt.total_seconds(), dtype="float64")
+
+
+def _names(names: "pd.Series[Any]", missing: str) -> npt.NDArray[np.object_]:
+    return names.astype(object).where(names.notna(), missing).to_numpy(object)
 
 
 def _floats(frame: pd.DataFrame, name: str) -> Array:

@@ -40,7 +40,7 @@ class Stage:
 
     def __init__(self, draws: Iterator[Draw], *, rows: int, slots: float | None, rpm: float | None, seed: int) -> None:
         self._draws, self._rows, self._rpm = draws, rows, rpm
-        self._machine = Machine(slots)
+        self._machine = Machine(slots, slack=1.0)  # who leaves is followed a few passes of the loop later
         self._bucket: Bucket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rng = random.Random(seed)
@@ -145,7 +145,7 @@ class Stage:
         rate = (last - first - 1) / over if over > 0 else self._rows / makespan
         return Played(
             np.array(self._latency), makespan, self._rows, self._failed, self._attempts, self._throttled,
-            self._cost, self._machine.area / makespan, rate,
+            self._cost, self._machine.area / makespan, self._machine.peak, rate,
         )  # fmt: skip
 
 

@@ -257,19 +257,19 @@ class Twin:
         rows = plays[0].rows
         attempts, in_flight = _mean(plays, "attempts"), _mean(plays, "in_flight")
         rate = float(np.mean([60 * each.attempts / each.makespan for each in plays]))
-        outside, why = self._judge(in_flight if level is None else level, in_flight, rate)
+        outside, why = self._judge(_mean(plays, "peak"), in_flight, rate)
         counts = (_mean(plays, "failed"), attempts / rows, _mean(plays, "throttled"), rate, in_flight)
         return (name, level, rows, *figures, *counts, outside, why)
 
-    def _judge(self, asked: float, in_flight: float, rate: float) -> tuple[bool, str | None]:
+    def _judge(self, peak: float, in_flight: float, rate: float) -> tuple[bool, str | None]:
         """Whether it is outside the measured range, and what there is to say."""
-        if asked > BEYOND * self.most and in_flight > self.most:
+        if peak > BEYOND * self.most:
             return True, (
-                f"{asked:.3g} in flight are more than {BEYOND:g} times the most measured, {self.most:.3g}: slots or "
-                f"limits beyond are not in the data. Run some rows at {asked:.3g} and fit again"
+                f"{peak:.3g} in flight are more than {BEYOND:g} times the most measured, {self.most:.3g}: slots or "
+                f"limits beyond are not in the data. Run some rows at {peak:.3g} and fit again"
             )
-        if asked * BEYOND < self.least:
-            return True, f"{asked:.3g} in flight are far less than the least measured, {self.least:.3g}"
+        if peak * BEYOND < self.least:
+            return True, f"{peak:.3g} in flight are far less than the least measured, {self.least:.3g}"
         if self.rpm is not None and rate > NEARLY * self.rpm:
             return False, f"the limit of {self.rpm:.0f} requests a minute binds"
         if self.latency.slots is not None and in_flight > self.latency.slots:
