@@ -79,7 +79,7 @@ class Forecast(Foreseen):
     """What the figures rest on, for a person."""
 
     def __str__(self) -> str:
-        left = f"\n{self.left_out} items are too long and will be left out." if self.left_out else ""
+        left = f"\nToo long, and left out: {self.left_out} of the items" if self.left_out else ""
         table = self.levels.to_string(index=False)
         return f"{self.in_words}\n{table}{left}\n{self.assumes}"
 

@@ -1,6 +1,7 @@
 """`lab.map_reduce`: the job whose rows are the nodes of a tree, and what it gives back."""
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,7 +147,8 @@ class MapReduce(Job[Answer]):
             say(f"llmlab: {left_out} of {items} items are left out of the answer; job.trace says which, and why")
         return Answer(
             content=row["content"], items=items, left_out=left_out, calls=len(tree.nodes), levels=root.level,
-            finish_reason=row["finish_reason"], model=row["model"], usage=tree.usage, cost_usd=tree.cost_usd,
+            finish_reason=row["finish_reason"], model=row["model"], usage=tree.usage,
+            cost_usd=math.fsum(tree.costs) if tree.costs else None,  # the same, in whatever order they came
         )  # fmt: skip
 
     def _failure(self) -> BaseException:

@@ -196,8 +196,8 @@ class Tree:
     """The first failure of a node."""
     usage: Usage = field(default_factory=Usage)
     """Tokens of all requests so far, those without an answer included."""
-    cost_usd: float | None = None
-    """Dollars for them; None while no price is known."""
+    costs: list[float] = field(default_factory=list)
+    """Dollars for them, as far as prices are known."""
     on_total: Callable[[int], object] | None = None
     """Told before each level how many calls there will be in all, as far as can be seen."""
 
@@ -294,8 +294,8 @@ class Tree:
 
     def _count(self, outcome: Outcome) -> None:
         reply = outcome.reply
-        costs = [outcome.wasted_usd, None if reply is None else reply.cost_usd]
-        if any(cost is not None for cost in costs):
-            self.cost_usd = (self.cost_usd or 0.0) + sum(cost for cost in costs if cost is not None)
+        for cost in (outcome.wasted_usd, None if reply is None else reply.cost_usd):
+            if cost is not None:
+                self.costs.append(cost)
         for used in (outcome.wasted, None if reply is None or reply.cache_hit else reply.usage):
             self.usage = self.usage if used is None else self.usage + used

@@ -82,7 +82,7 @@ def test_prices_that_are_not_known_are_not_0() -> None:
 def test_items_too_long_are_counted() -> None:
     forecast = lab_on(Model()).map_reduce(["a", "b" * 4000, "c"], **ASK, max_input_tokens=600, dry_run=True)
     assert (forecast.calls, forecast.left_out) == (3, 1)
-    assert "1 items are too long" in str(forecast)
+    assert "left out: 1 of the items" in str(forecast)
 
 
 def test_a_tree_that_could_not_end_is_said_before_it_is_paid_for() -> None:

@@ -161,18 +161,18 @@ def test_an_answer_is_no_template() -> None:
     assert model.asked == ["m {item}", "m b", "r {item} {mapped_outputs} {0} {{}}+{item} {mapped_outputs} {0} {{}}"]
 
 
-def test_a_million_items_never_become_a_million_tasks() -> None:
+def test_many_items_never_become_as_many_tasks() -> None:
     most = 0
 
     def source() -> Iterator[str]:
         nonlocal most
-        for n in range(20_000):
-            if n % 500 == 0:
+        for n in range(3000):
+            if n % 100 == 0:
                 most = max(most, len(asyncio.all_tasks()))
             yield f"i{n}"
 
     answer, _ = reduce_on(Model(0.1, answer=lambda _: "s"), source(), concurrency=50, fan_in=100)
-    assert answer.items == 20_000
+    assert answer.items == 3000
     assert most < 300
 
 
@@ -427,7 +427,7 @@ def test_it_works_on_a_thread_and_without_await() -> None:
 
 
 def ask(model: Model, path: Path, count: int = 40, **settings: Any) -> Answer:
-    lab = lab_on(model, concurrency=8)
+    lab = lab_on(model, concurrency=8, prices={"m": (1.0, 3.0)})
     items = [f"i{n % 15}" for n in range(count)]  # with repetitions
     settings = {"map": MAP, "reduce": REDUCE, "fan_in": 3, "journal": path, **settings}
     answer: Answer = lab.map_reduce(items, **settings).result()
@@ -449,7 +449,8 @@ def test_a_run_stopped_in_the_middle_of_a_level_pays_only_for_what_was_in_flight
 
     async def stopped() -> pd.DataFrame:
         items = [f"i{n % 15}" for n in range(40)]
-        job = lab_on(first, concurrency=8).map_reduce(items, map=MAP, reduce=REDUCE, fan_in=3, journal=path)
+        lab = lab_on(first, concurrency=8, prices={"m": (1.0, 3.0)})
+        job = lab.map_reduce(items, map=MAP, reduce=REDUCE, fan_in=3, journal=path)
         seen = 0
         async for _ in job:
             seen += 1

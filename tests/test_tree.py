@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.errors import BadRequest, TooLong
@@ -75,6 +75,7 @@ def names(count: int) -> list[str | Exception]:
 sizes = st.lists(st.integers(1, 50), max_size=200)
 
 
+@settings(max_examples=60, deadline=None)
 @given(sizes, st.integers(2, 12) | st.none(), st.integers(1, 300))
 def test_groups_are_neighbours_as_long_as_they_can_be_and_cover_each_place_once(
     each: list[int], most: int | None, room: int
@@ -96,6 +97,7 @@ def test_groups_are_neighbours_as_long_as_they_can_be_and_cover_each_place_once(
 # -- the tree ---------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(2, 12))
 def test_every_item_is_in_the_answer_once_and_in_order(count: int, fan_in: int) -> None:
     tree, asked = grow(names(count), Limits(fan_in))
@@ -107,12 +109,14 @@ def test_every_item_is_in_the_answer_once_and_in_order(count: int, fan_in: int) 
     assert [position for level in asked for position, _ in level] == list(range(len(tree.nodes)))
 
 
-@given(st.integers(1, 2000), st.integers(2, 12))
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(2, 12))
 def test_the_calls_are_as_many_as_foreseen(count: int, fan_in: int) -> None:
     tree, _ = grow(names(count), Limits(fan_in), combine=lambda _: "short")
     assert len(tree.nodes) == count + Limits(fan_in).calls(count, 256)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=60), min_size=1, max_size=60), st.integers(60, 200))
 def test_no_prompt_is_longer_than_the_limit_and_the_tree_comes_to_an_end(texts: list[Any], room: int) -> None:
     limits = Limits(max_input_tokens=room)
@@ -126,6 +130,7 @@ def test_no_prompt_is_longer_than_the_limit_and_the_tree_comes_to_an_end(texts: 
             assert tokens(item.messages) <= room
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=100), st.integers(2, 5))
 def test_failed_items_are_left_out_and_the_others_keep_their_order(fails: list[bool], fan_in: int) -> None:
     answers: list[Any] = [BadRequest("no") if bad else f"<{n}>" for n, bad in enumerate(fails)]
