@@ -1,6 +1,7 @@
 """The verbs of a lab that try things out: compare, sweep."""
 
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -202,10 +203,13 @@ class Experiments(Core):
             raise ValueError("live=True needs prompts=: what is to be sent to the provider")
         if live:
             return None
-        own = self.target.provider.transport
-        if scenario is None:
-            return Scenario.of(own) if isinstance(own, Simulator) else None
-        return find(scenario)
+        provider = self.target.provider
+        if scenario is not None:
+            return find(scenario)
+        if not isinstance(provider.transport, Simulator):
+            return None
+        own = Scenario.of(provider.transport)
+        return replace(own, price=provider.prices.get(provider.model) or own.price)
 
     def _agree(
         self, offer: Quote, verb: str, strategies: list[Strategy], *, confirm: bool, budget: Spend | None

@@ -64,14 +64,10 @@ class Trial:
     """With whom the rows share their place in line, and on whose budgets."""
     job: Job[Frame] | None = None
     """Its job, once it has begun."""
-    requests: int = 0
-    """Requests sent that have ended."""
     throttled: int = 0
     """Requests refused because there were too many."""
     wasted: list[Attempted] = field(default_factory=list)
     """Requests that used tokens and brought no answer."""
-    done: bool = False
-    """Whether it came to its end undisturbed."""
 
     async def run(self, route: Route, home: Home, listen: Callable[[Bus], object]) -> Frame:
         """Send the rows and wait for all of them; the frame is that of `run_many`."""
@@ -82,7 +78,6 @@ class Trial:
         return await self.job
 
     def _attempted(self, event: Attempted) -> None:
-        self.requests += 1
         if event.error is not None:
             self.throttled += event.error.verdict.throttle
             if event.usage is not None:

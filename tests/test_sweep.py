@@ -122,6 +122,13 @@ def test_another_scenario_may_be_swept() -> None:
     assert out.bound_by[0] == "rate limit"
 
 
+def test_the_lab_s_own_price_is_what_its_simulated_tokens_cost() -> None:
+    priced = llmlab.Lab(transport=Simulator(physics=HARD), progress=False, prices={"small": (0.0, 1000.0)})
+    job = priced.sweep([4], n=80)
+    (row,) = job.result().to_dict("records")
+    assert row["cost_usd"] == pytest.approx(job.rows.output_tokens.sum() * 1e-3)
+
+
 def test_a_cancelled_sweep_keeps_the_points_that_are_done() -> None:
     async def main() -> Any:
         job = lab().sweep((1, 2, 4, 8, 16), repeats=50)
