@@ -93,6 +93,7 @@ class Courier:
         Raises:
             LLMError: nobody can tell.
         """
+        parcel.doubtful = True
         try:
             found = await api.find(self, parcel)
         except LLMError as error:
@@ -100,6 +101,7 @@ class Courier:
         if len(found) > 1:
             ids = " and ".join(each.id for each in found)
             raise _doubtful(why, f"{ids} could both be it; lab.attach_batch(id) shows what they hold")
+        parcel.doubtful = False
         return found[0] if found else None
 
 

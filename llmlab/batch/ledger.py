@@ -89,8 +89,8 @@ class Ledger:
         """It was made, and this is its id."""
         await self._do(lambda db: db.execute("UPDATE batch SET id = ? WHERE seq = ?", (name, seq)))
 
-    async def never_made(self, seq: int) -> None:
-        """It was not."""
+    async def forget(self, seq: int) -> None:
+        """It was never made, or is no more."""
         await self._do(lambda db: db.execute("DELETE FROM batch WHERE seq = ?", (seq,)))
 
     async def done(self, names: Sequence[str]) -> None:

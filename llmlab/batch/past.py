@@ -1,14 +1,16 @@
 """A batch job's hold on its journal: what an earlier run has answered, and what it has left at the provider."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 from llmlab.batch.courier import Courier
-from llmlab.batch.ledger import Ledger
+from llmlab.batch.ledger import Entry, Ledger
 from llmlab.batch.manifest import Manifest
 from llmlab.batch.names import Bundle
 from llmlab.batch.task import breathing
+from llmlab.errors import NotFound
 from llmlab.keeper import Keeper
-from llmlab.providers.batches import BatchAPI, Parcel
+from llmlab.providers.batches import BatchAPI, Parcel, Status
 from llmlab.types import Outcome
 
 CRASHED = "as the run before ended in that moment"
@@ -33,7 +35,7 @@ class Past:
     ) -> None:
         self._keeper, self._rows, self._members, self._announce = keeper, rows, members, announce
         self._ledger = Ledger(keeper.path)
-        self._intended = 0
+        self._intended: int | None = None
         self.elsewhere: set[int] = set()
         """Rows that are in batches of an earlier run."""
 
@@ -44,24 +46,32 @@ class Past:
                 await self._keeper.recall(self._announce)
         await self._keeper.recall(self._announce)
 
-    async def take_up(self, courier: Courier, api: BatchAPI) -> list[str]:
+    async def take_up(self, courier: Courier, api: BatchAPI) -> list[Status]:
         """The batches that an earlier run has made, and whose results it has not seen."""
         positions = {identity: position for position, identity in self._keeper.identities.items()}
-        names = []
+        found = []
         for entry in await self._ledger.open_entries():
-            name = entry.id
-            if name is None and (found := await courier.find(api, entry.parcel, CRASHED)) is not None:
-                name = found.id
-                await self._ledger.made(entry.seq, name)
-            if name is None:
-                await self._ledger.never_made(entry.seq)
+            status = await self._find(entry, courier, api)
+            if status is None:
+                await self._ledger.forget(entry.seq)
                 continue
             places = entry.places(positions)
             self._rows.aliases.update(zip(entry.names, places, strict=True))
-            self._members[name] = places
+            self._members[status.id] = places
             self.elsewhere.update(place for place in places if place is not None)
-            names.append(name)
-        return names
+            found.append(status)
+        return found
+
+    async def _find(self, entry: Entry, courier: Courier, api: BatchAPI) -> Status | None:
+        """How a batch stands; None: it was never made, or the provider has forgotten it, as it does after a month."""
+        if entry.id is not None:
+            with contextlib.suppress(NotFound):
+                return await api.look(courier, entry.id)
+            return None
+        status = await courier.find(api, entry.parcel, CRASHED)
+        if status is not None:
+            await self._ledger.made(entry.seq, status.id)
+        return status
 
     async def intend(self, parcel: Parcel, bundle: Bundle) -> None:
         """Write a batch down that is about to be made."""
@@ -71,7 +81,15 @@ class Past:
 
     async def made(self, name: str) -> None:
         """The batch written down last was made."""
-        await self._ledger.made(self._intended, name)
+        if self._intended is not None:
+            await self._ledger.made(self._intended, name)
+        self._intended = None
+
+    async def not_made(self) -> None:
+        """It was not."""
+        if self._intended is not None:
+            await self._ledger.forget(self._intended)
+        self._intended = None
 
     @property
     def behind(self) -> bool:

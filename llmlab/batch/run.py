@@ -130,9 +130,10 @@ class BatchRun:
         await self._read_rows()
         if self._past is not None:
             await self._past.recall()
-            self._following = await self._past.take_up(self._courier, self._api)
+            for status in await self._past.take_up(self._courier, self._api):
+                self._following.append(self._note(status).id)
             self._rows.ids += self._following
-        for batch in self._following:
+        for batch in self._task.follow:
             self._note(await self._api.look(self._courier, batch))
         if not self._rows.given:
             await self._restore()
@@ -175,14 +176,13 @@ class BatchRun:
 
     async def _submit(self) -> None:
         self._purse.reserve(self._in_order())
-        api, made, failure = self._api, 0, None
+        api, failure = self._api, None
         bundler = Bundler(most_rows=self._task.most_rows, most_bytes=api.most_bytes, one_model=api.one_model)
         async for bundle in self._bundles(bundler):
             if self.stopped is not None or self._cancelling:
                 return
             try:
                 await self._make(bundle)
-                made += 1
             except LLMError as error:
                 failure = error
                 for position in bundle.positions:
@@ -190,7 +190,7 @@ class BatchRun:
                 if error.verdict.fatal:
                     self._left = f"not submitted, as an earlier batch could not be: {type(error).__name__}: {error}"
                     break
-        if failure is not None and not made:
+        if failure is not None and not self._board.batches:
             raise failure
 
     async def _make(self, bundle: Bundle) -> None:
@@ -201,14 +201,18 @@ class BatchRun:
         try:
             ready = None if past is None else partial(past.intend, bundle=bundle)
             status = await self._courier.make(self._api, parcel, ready)
+            self._rows.ids.append(status.id)
+            self._rows.tries.update(bundle.positions)
+            self._settler.members[status.id] = [*bundle.positions]
+            self._note(status)
             if past is not None:
                 await past.made(status.id)
+        except LLMError:
+            if past is not None and not parcel.doubtful:
+                await past.not_made()
+            raise
         finally:
             self._making = False
-        self._rows.ids.append(status.id)
-        self._rows.tries.update(bundle.positions)
-        self._settler.members[status.id] = [*bundle.positions]
-        self._note(status)
 
     async def _bundles(self, bundler: Bundler) -> AsyncIterator[Bundle]:
         async for position in breathing(self._in_order()):

@@ -121,6 +121,8 @@ class Parcel:
     """Names this parcel among the provider's batches, once it is on its way."""
     known: set[str] = field(default_factory=set)
     """Ids of batches that are others' or this job's own already."""
+    doubtful: bool = False
+    """Whether nobody can tell if a batch was made of it."""
 
 
 class BatchAPI(Protocol):

@@ -10,7 +10,9 @@ import pytest
 
 from llmlab import journal as journals
 from llmlab.batch.ledger import Ledger
+from llmlab.errors import QuotaExhausted
 from llmlab.sim.batches import BatchPace
+from llmlab.sim.faults import Faults
 from llmlab.sim.transport import Simulator
 from tests.batch.labs import both, make_lab, make_sim
 from tests.batch.meddler import count_batches
@@ -158,6 +160,34 @@ def test_a_batch_that_was_not_made_after_all_is_made_now(
 
     run(die)
     assert count_batches(sim, dialect) == 0
+    frame = run(lambda: again(sim, dialect, path))
+    assert list(frame.status) == ["ok"] * 30
+    assert sim.stats()["batch"]["rows"] == 30
+
+
+@both
+def test_a_batch_that_was_refused_is_not_looked_for_later(dialect: str, path: str) -> None:
+    sim = make_sim(FAST)
+
+    async def refused() -> None:
+        sim.world.faults = Faults.only("billing")
+        job = make_lab(sim, dialect).submit_batch(PROMPTS, journal=path)
+        with pytest.raises(QuotaExhausted):
+            await job
+        sim.world.faults = Faults()
+
+    async def left() -> int:
+        return len(await Ledger(Path(path)).open_entries())
+
+    run(refused)
+    assert run(left) == 0
+    assert list(run(lambda: again(sim, dialect, path)).status) == ["ok"] * 30
+
+
+@both
+def test_a_batch_that_the_provider_has_forgotten_is_submitted_anew(dialect: str, path: str) -> None:
+    run(lambda: left_alone(make_sim(SLOW), dialect, path))
+    sim = make_sim(FAST)
     frame = run(lambda: again(sim, dialect, path))
     assert list(frame.status) == ["ok"] * 30
     assert sim.stats()["batch"]["rows"] == 30
