@@ -26,6 +26,7 @@ from llmlab.policies.pack import Pack
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.prices import Price
+from llmlab.recommend import Recommendation
 from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.breaker import Breaker
 from llmlab.rules.classic import AIMD, Fixed, Gradient
@@ -67,6 +68,7 @@ __all__ = [
     "Price",
     "Prompt",
     "Rate",
+    "Recommendation",
     "Reply",
     "Retry",
     "Scenario",

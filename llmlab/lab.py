@@ -11,7 +11,6 @@ from llmlab.batch.verbs import Batching
 from llmlab.call import NORMAL
 from llmlab.chains import Chain, Steps, read_chain
 from llmlab.combining import Combining
-from llmlab.experiments import Experiments
 from llmlab.factorial import Factorial
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
@@ -21,12 +20,13 @@ from llmlab.progress import line_of, say
 from llmlab.settings import budget_of, check_priority, pack_of
 from llmlab.streaming import Many, Streaming, frame_of, one
 from llmlab.submitting import Submitting, only_reply
+from llmlab.tuning import TuningVerb
 from llmlab.typed import REASK, reader_of
 from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
 
-class Lab(Batching, Combining, Factorial, Submitting, Streaming, Experiments):
+class Lab(Batching, Combining, Factorial, Submitting, Streaming, TuningVerb):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.
