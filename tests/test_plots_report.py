@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import matplotlib.pyplot as plt
+import nbformat
 import pytest
 
 import llmlab
@@ -16,6 +17,7 @@ from llmlab.sim.faults import Faults
 from llmlab.sim.physics import Physics
 from llmlab.sim.transport import Simulator
 from tests import gallery
+from tests.test_notebooks import execute
 
 STEADY = Physics(rtt=1.0, ttft=0.0, itl=0.0, load=0.0, jitter=0.0)
 
@@ -80,6 +82,26 @@ def test_a_job_at_work_has_a_report_of_what_is_settled() -> None:
         return said
 
     assert run_virtual(main).startswith("run_many: 4 rows  ·  4 answered")
+
+
+CELLS = {
+    "import llmlab\njob = llmlab.Lab(progress=False).run_many(['a'] * 20)\nout = await job": 0,
+    "llmlab.plots.latency(out)": 1,
+    "ax = llmlab.plots.latency(out)": 0,
+    "ax": 1,
+    "%matplotlib inline\nimport matplotlib.pyplot as plt\nllmlab.plots.latency(out)": 1,
+    "figure, (left, right) = plt.subplots(1, 2)\nllmlab.plots.latency(out, ax=left); llmlab.plots.cost(out, ax=right)": 1,
+    "llmlab.plots.report(job)": 1,
+}
+"""What is typed, and how many pictures come out."""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_cell_that_ends_with_a_plot_shows_it_once(tmp_path) -> None:
+    cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
+    executed = execute(nbformat.v4.new_notebook(cells=cells), tmp_path)
+    shown = [[output for output in cell.outputs if "image/png" in output.get("data", {})] for cell in executed.cells]
+    assert [len(pictures) for pictures in shown] == list(CELLS.values())
 
 
 def test_the_report_takes_a_job_only() -> None:
