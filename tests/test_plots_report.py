@@ -90,7 +90,7 @@ CELLS = {
     "ax = llmlab.plots.latency(out)": 0,
     "ax": 1,
     "%matplotlib inline\nimport matplotlib.pyplot as plt\nllmlab.plots.latency(out)": 1,
-    "figure, (left, right) = plt.subplots(1, 2)\nllmlab.plots.latency(out, ax=left)\nllmlab.plots.cost(out, ax=right)": 1,
+    "_, (left, right) = plt.subplots(1, 2)\nllmlab.plots.latency(out, ax=left)\nllmlab.plots.cost(out, ax=right)": 1,
     "llmlab.plots.report(job)": 1,
 }
 """What is typed, and how many pictures come out."""
