@@ -20,6 +20,8 @@ DRAWS = 200
 RUNS = 4
 """Runs from which on whole runs are drawn."""
 SURE = 0.95
+FALL = 0.05
+"""Share by which throughput has to fall to be called retrograde."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +42,12 @@ class Again:
         return np.asarray(np.choose(self.best, [each.curve.knee(each.log, e) for each in self.fitted]))
 
     def retrograde(self, greatest: float) -> bool:
-        """Whether nearly all synthetic data sets have the peak of their USL below the greatest N."""
+        """Whether the USL of nearly all synthetic data sets falls, from a peak below the greatest N, by 5% or more."""
         usl = next(each for each in self.fitted if each.curve is USL)
-        return float(np.mean(peaks(usl.log) < greatest)) >= SURE
+        last = np.full(len(usl.log), greatest)
+        top = np.minimum(peaks(usl.log), last)
+        fall = [USL.log_x(usl.log, np.log(n)[:, None])[:, 0] for n in (top, last)]
+        return float(np.mean(fall[0] - fall[1] >= FALL)) >= SURE
 
 
 def peaks(log: Array) -> Array:

@@ -1,14 +1,16 @@
-"""Throughput against concurrency: three curves, and a robust fit of many data sets at once.
+"""Throughput against concurrency: four curves, and a robust fit of many data sets at once.
 
     linear      X = g N
     smooth-min  X = ((g N)^(-1/m) + C^(-1/m))^(-m)      m -> 0: min(g N, C); m = 1: Michaelis-Menten
     USL         X = g N / (1 + a (N-1) + b N (N-1))     Gunther's Universal Scalability Law; b > 0: retrograde
+    slots       X = g n / (1 + a (n-1)), n = min(N, s)  a batch that slows down as it fills, and is full at s
 
     elasticity e = d ln X / d ln N                      knee(e): where it has fallen to e
     linear      1                                       none
     smooth-min  1 / (1 + (g N / C)^(1/m))               (C/g) (1/e - 1)^m; at e = 1/2 it is C/g, Little's knee
     USL         1 - N (a + b (2N-1)) / (1 + a (N-1) + b N (N-1))
                                                         root of b (1+e) N^2 + e (a-b) N - (1-e) (1-a) = 0
+    slots       (1 - a) / (1 + a (N-1)), and 0 from s on  1 + ((1-a)/e - 1) / a, at most s
 
 Parameters are logarithms, so that they stay positive; residuals are logarithms, because noise is relative. The fit is
 Levenberg-Marquardt from several starts with Huber's weights (delta 1.345 scales), vectorised over data sets, so that a
@@ -59,7 +61,7 @@ class Curve:
     """(n,) ln N and (B, n) ln X -> (B, S, p) log parameters to start from."""
 
 
-# -- the three curves -------------------------------------------------------------------------------------
+# -- the four curves --------------------------------------------------------------------------------------
 
 
 def _linear_x(log: Array, ln_n: Array) -> Array:
@@ -117,6 +119,28 @@ def _usl_starts(ln_n: Array, ln_x: Array) -> Array:
     return np.stack([np.stack([g, a, b], 1) for a, b in pairs], 1)
 
 
+def _slots_x(log: Array, ln_n: Array) -> Array:
+    ln_served = np.minimum(ln_n, log[..., 2:3])
+    return np.asarray(log[..., :1] + ln_served - np.log1p(np.exp(log[..., 1:2]) * (np.exp(ln_served) - 1)))
+
+
+def _slots_elasticity(log: Array, ln_n: Array) -> Array:
+    a = np.exp(log[..., 1:2])
+    return np.asarray(np.where(ln_n < log[..., 2:3], (1 - a) / (1 + a * (np.exp(ln_n) - 1)), 0.0))
+
+
+def _slots_knee(log: Array, e: float) -> Array:
+    a = np.exp(log[..., 1])
+    return np.asarray(np.minimum(np.maximum(1 + ((1 - a) / e - 1) / a, 1.0), np.exp(log[..., 2])))
+
+
+def _slots_starts(ln_n: Array, ln_x: Array) -> Array:
+    g = (ln_x - ln_n).max(axis=1)
+    walls = ln_n[(ln_x >= ln_x.max(axis=1, keepdims=True) - 0.1).argmax(axis=1)]  # where it is high first
+    pairs = [(np.full_like(g, a), walls - back) for a in (-5.0, -3.0) for back in (0.0, 0.3, 0.6)]
+    return np.stack([np.stack([g, a, wall], 1) for a, wall in pairs], 1)
+
+
 LINEAR = Curve(
     "linear", ("g",), (-50.0,), (50.0,), _linear_x, lambda log, ln_n: np.ones((*log.shape[:-1], len(ln_n))),
     lambda log, _: np.full(log.shape[:-1], np.inf), _linear_starts,
@@ -129,7 +153,11 @@ USL = Curve(
     "usl", ("g", "a", "b"), (-50.0, -25.0, -35.0), (50.0, -1e-3, 0.0),
     _usl_x, _usl_elasticity, _usl_knee, _usl_starts,
 )  # fmt: skip
-CURVES: tuple[Curve, ...] = (LINEAR, SMOOTH_MIN, USL)
+SLOTS = Curve(
+    "slots", ("g", "a", "s"), (-50.0, -25.0, 0.0), (50.0, -1e-3, 50.0),
+    _slots_x, _slots_elasticity, _slots_knee, _slots_starts,
+)  # fmt: skip
+CURVES: tuple[Curve, ...] = (LINEAR, SMOOTH_MIN, USL, SLOTS)
 
 
 # -- the fit ----------------------------------------------------------------------------------------------

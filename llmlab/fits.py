@@ -1,8 +1,10 @@
 """Fits of a sweep: which curve throughput follows, and from which concurrency on more of it buys little.
 
-`fit` chooses among the three curves of `llmlab.curves` by AICc, the retrograde one only if the bootstrap finds its peak
-within the measured range. `knee` gives the concurrency at which 1% more of it buys only `elasticity` percent more
-throughput, with its interval, or says in words why the data do not tell: it never gives a number then.
+`fit` chooses among the curves of `llmlab.curves` by AICc. A line and a smooth-min claim nothing special; USL, that
+throughput falls again, and slots, a wall, must lead by 3, and be seen: a fall in the data and in nearly all bootstrap
+fits; a wall with three levels before and one behind it, and eight points in all. `knee` gives the concurrency at which
+1% more of it buys only `elasticity` percent more throughput, with its interval, or says in words why the data do not
+tell: it never gives a number then.
 
 How sure that is: `llmlab.bootstrap`.
 """
@@ -15,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmlab.bootstrap import Again, Places, peaks, refit
-from llmlab.curves import CURVES, LINEAR, SMOOTH_MIN, USL, Array, Curve, Fitted, fit_curves
+from llmlab.bootstrap import FALL, Again, Places, peaks, refit
+from llmlab.curves import CURVES, LINEAR, SLOTS, SMOOTH_MIN, USL, Array, Curve, Fitted, fit_curves
 from llmlab.frame import Frame
-from llmlab.segmented import Break, find_break, levels_of
+from llmlab.segmented import SAME, Break, find_break, levels_of
 
 __all__ = ["Break", "Candidate", "Fit", "Knee", "fit", "knee"]
 
@@ -31,7 +33,9 @@ STRAY = 0.1
 BEYOND = 2.0
 """A knee within so many times the greatest N measured is in reach."""
 LEAD = 3.0
-"""By so much must the AICc of the retrograde curve lead: its claim is the strongest."""
+"""By so much must the AICc of a curve lead that claims more than a bend: a fall, or a wall."""
+WALL_POINTS, WALL_LEVELS = 8, 3
+UNSURE = "that throughput falls again is not"
 WIDE = 4.0
 """Ratio of the interval's ends above which the knee counts as not identified."""
 NEAR = 1.5
@@ -43,7 +47,7 @@ class Candidate:
     """One curve, as it fits."""
 
     model: str
-    """linear, smooth-min or usl."""
+    """linear, smooth-min, usl or slots."""
     parameters: dict[str, float]
     """g: throughput per request in flight, at the start; C: capacity; m: softness of the bend; a, b: see curves."""
     aicc: float
@@ -67,7 +71,7 @@ class Knee:
     elasticity: float
     """1% more concurrency buys this many percent more throughput there."""
     model: str
-    """The curve chosen: linear, smooth-min or usl."""
+    """The curve chosen: linear, smooth-min, usl or slots."""
     reason: str
     """In words: how it was found, or why the data do not tell."""
     second: Break
@@ -90,7 +94,7 @@ class Fit:
     x: Array
     """(points,) throughput."""
     model: str
-    """The curve chosen: linear, smooth-min or usl."""
+    """The curve chosen: linear, smooth-min, usl or slots."""
     candidates: tuple[Candidate, ...]
     """All curves, the best AICc first."""
     why: str
@@ -199,14 +203,17 @@ def fit(
     ln_n, ln_x = np.log(n), np.log(rates)
     fitted = fit_curves(ln_n, ln_x[None])
     order = sorted(CURVES, key=lambda curve: (float(fitted[curve.name].aicc[0]), len(curve.parameters)))
-    candidates = tuple(_candidate(fitted[curve.name]) for curve in order)
-    chosen, rivals = order[0], CURVES
-    again = refit(fitted, chosen, ln_n, rivals, runs, seed)
+    doubts = {USL: _doubt_fall(fitted, n, ln_x), SLOTS: _doubt_wall(fitted, n)}
+    chosen = next(curve for curve in order if not doubts.get(curve))
+    again = refit(fitted, chosen, ln_n, _rivals(chosen), runs, seed)
+    if chosen is USL and not again.retrograde(float(n.max())):
+        doubts[USL] = UNSURE
+        chosen = next(curve for curve in order if not doubts.get(curve))
+        again = refit(fitted, chosen, ln_n, _rivals(chosen), runs, seed)
     why = f"{chosen.name} fits best (AICc)"
-    if chosen is USL and not (_leads(candidates) and again.retrograde(float(n.max()))):
-        chosen, rivals = next(curve for curve in order if curve is not USL), (LINEAR, SMOOTH_MIN)
-        again = refit(fitted, chosen, ln_n, rivals, runs, seed)
-        why = f"{chosen.name} fits best of those without a peak: that throughput falls again is not certain"
+    if said := [doubts[curve] for curve in order[: order.index(chosen)]]:
+        why = f"{chosen.name} fits best (AICc) of what is certain: {', '.join(said)}"
+    candidates = tuple(_candidate(fitted[curve.name]) for curve in order)
     return Fit(n, rates, chosen.name, candidates, why, chosen, fitted[chosen.name].log[0], again)
 
 
@@ -242,8 +249,33 @@ def knee(
     return fit(sweep, x, throughput=throughput, seed=seed).knee(elasticity, level=level)
 
 
-def _leads(candidates: tuple[Candidate, ...]) -> bool:
-    return candidates[1].aicc - candidates[0].aicc > LEAD
+def _rivals(chosen: Curve) -> tuple[Curve, ...]:
+    """What synthetic data may prefer: the two that claim nothing special, and the one chosen."""
+    return (LINEAR, SMOOTH_MIN) if chosen in (LINEAR, SMOOTH_MIN) else (LINEAR, SMOOTH_MIN, chosen)
+
+
+def _doubt_fall(fitted: dict[str, Fitted], n: Array, ln_x: Array) -> str:
+    """Why USL, that throughput falls again, is not believed; "" if it may be.
+
+    Less was measured at the greatest N than at the best: a bend sharper than USL's own looks like a fall to it.
+    """
+    levels = levels_of(n)
+    means = [ln_x[(n >= low) & (n < high)].mean() for low, high in zip(levels, [*levels[1:], np.inf], strict=True)]
+    fell = max(means) - means[-1] >= FALL
+    return "" if fell and _leads(fitted, USL) > LEAD else UNSURE
+
+
+def _doubt_wall(fitted: dict[str, Fitted], n: Array) -> str:
+    """Why slots, a wall, are not believed; "" if they may be: three levels before them, one behind, eight points."""
+    levels, wall = levels_of(n), float(np.exp(fitted[SLOTS.name].log[0, 2]))
+    seen = len(n) >= WALL_POINTS and (levels < wall).sum() >= WALL_LEVELS and levels[-1] > SAME * wall
+    return "" if seen and _leads(fitted, SLOTS) > LEAD else "that it is a wall is not"
+
+
+def _leads(fitted: dict[str, Fitted], curve: Curve) -> float:
+    """By how much its AICc is less than those of the two that claim nothing special."""
+    rivals = min(float(fitted[each.name].aicc[0]) for each in (LINEAR, SMOOTH_MIN))
+    return rivals - float(fitted[curve.name].aicc[0])
 
 
 # -- reading and telling ----------------------------------------------------------------------------------

@@ -71,6 +71,27 @@ def test_a_retrograde_curve_is_seen_as_one_over_seeds() -> None:
     assert [each.peak for each in found] == pytest.approx([np.sqrt(0.98 / 4e-4)] * 8, rel=0.15)
 
 
+def full_at_64(n: np.ndarray) -> np.ndarray:
+    served = np.minimum(n, 64)
+    return np.asarray(served / (0.8 * (1 + 0.01 * (served - 1))))
+
+
+def test_a_wall_is_found_where_it_stands() -> None:
+    """A batch that slows down as it fills, and is full at 64. A bend would be put too far, a fall be made up."""
+    n = np.append(LEVELS, [96.0, 192.0])
+    for seed in range(4):
+        found = fits.fit(n, noisy(full_at_64(n), 0.02, seed))
+        assert found.model == "slots"
+        assert found.peak is None
+        assert found.knee(0.2).n == pytest.approx(64, rel=0.1)
+
+
+def test_a_wall_takes_more_points_than_a_bend() -> None:
+    found = fits.fit(LEVELS[1:], noisy(full_at_64(LEVELS[1:]), 0.005, 1))
+    assert found.model == "smooth-min"
+    assert "a wall is not" in found.why
+
+
 def test_a_band_holds_the_curve_and_widens_beyond_the_data() -> None:
     found = fits.fit(TWICE, noisy(smooth_min(TWICE), 0.04, 1))
     low, high = found.band(LEVELS, level=0.95)
