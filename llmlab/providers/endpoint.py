@@ -219,7 +219,8 @@ class _Exchange:
         head = await _head(chunks)
         if head.removeprefix(BOM).lstrip()[:1] in (b"{", b"[", b"<"):  # one body in answer to a streaming request
             self.codec.decode(head + b"".join([chunk async for chunk in chunks]), self.draft)
-            self._emit(self.draft.text, self._now())
+            self.call.emit(Delta(self.call.index, self.draft.text))
+            self._heard(self._now())
             return
         try:
             await self._read_events(head, chunks)
@@ -260,21 +261,23 @@ class _Exchange:
     def _take(self, events: list[ServerEvent]) -> None:
         now = self._now()  # they came together
         draft, delta, thoughts = self.draft, self.codec.delta, self.draft.reasoning
-        for event in events:
-            thought = len(thoughts)
-            text = delta(event, draft)
-            if text or len(thoughts) > thought:
-                self._emit(text, now)
+        emit, index = self.call.emit, self.call.index
+        try:
+            for event in events:
+                thought = len(thoughts)
+                text = delta(event, draft)
+                if text or len(thoughts) > thought:
+                    emit(Delta(index, text))
+        finally:
+            self._heard(now)
         if draft.complete and self.complete is None:
             self.complete = now
 
-    def _emit(self, text: str, now: float) -> None:
-        if text:
-            self.pieces += 1
-            self.last = now
-            if self.first is None:
-                self.first = now
-        self.call.emit(Delta(self.call.index, text))
+    def _heard(self, now: float) -> None:
+        """Note when text has come, if it has."""
+        if len(self.draft.pieces) > self.pieces:
+            self.pieces, self.last = len(self.draft.pieces), now
+            self.first = now if self.first is None else self.first
 
     def _reply(self, headers: Mapping[str, str], sent: float) -> Reply:
         return self.draft.reply(
