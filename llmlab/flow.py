@@ -91,6 +91,11 @@ class Hold:
         if then is not None:
             _reschedule(deadline, then + self._until - began)
 
+    @property
+    def held_back(self) -> bool:
+        """Whether its consumer is behind, and nothing has released it."""
+        return not self._flow.runs.is_set()
+
     def release(self) -> None:
         """Let it be read on, as `Flow.release`, with all answers of its consumer."""
         self._flow.release()

@@ -208,7 +208,7 @@ class Admit:
         """Answers held back by a slow reader are read to their ends when others can only go once they have."""
         if wait == math.inf:
             for call in self._reading.values():
-                if call.hold is not None and self._line.others(call.lane):
+                if call.hold is not None and call.hold.held_back and self._line.others(call.lane):
                     call.hold.release()
 
     def _refuse(self, now: float) -> bool:
