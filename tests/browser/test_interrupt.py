@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from tests.browser.boards import LAB, BoardOnPage
 from tests.browser.notebook import Notebook, Open
 
@@ -37,26 +35,27 @@ def interrupted(nb: Notebook, index: int) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        "lab = silent()\nout = await lab.run_many(questions(50))",
-        "lab = silent(loop='thread')\nout = await lab.run_many(questions(50))",
-        "lab = silent()\nout = lab.run_many(questions(50)).result()",
-    ],
-    ids=["awaited", "awaited on a thread", "result"],
-)
-def test_one_interrupt_ends_a_cell_though_the_provider_is_silent(notebook: Open, run: str) -> None:
-    nb = notebook([LAB + SILENT, f"{run}\nout.status.value_counts().to_dict()", LAST, AFTER])
+WAYS = {
+    "awaited": "lab = silent()\nout = await lab.run_many(questions(50))",
+    "awaited on a thread": "lab = silent(loop='thread')\nout = await lab.run_many(questions(50))",
+    "result": "lab = silent()\nout = lab.run_many(questions(50)).result()",
+}
+
+
+def test_one_interrupt_ends_a_cell_though_the_provider_is_silent(notebook: Open) -> None:
+    cells = [[f"{run}\nout.status.value_counts().to_dict()", LAST, AFTER] for run in WAYS.values()]
+    nb = notebook([LAB + SILENT, *(cell for each in cells for cell in each)])
     nb.run(0)
-    nb.start(1)
-    assert interrupted(nb, 1) < 10, "the provider would be waited for ten minutes"
     rows = "{'cancelled': 47, 'ok': 3}"
-    assert nb.value(1) == rows
-    assert "run_many: stopped" in BoardOnPage(nb, 1).until_still()
-    nb.run(2, 3)
-    assert nb.value(2) == f"({rows}, 'interrupted')"
-    assert nb.value(3) == "'ok'"
+    for number, way in enumerate(WAYS):
+        running, last, after = range(1 + 3 * number, 4 + 3 * number)
+        nb.start(running)
+        assert interrupted(nb, running) < 10, f"{way}: the provider would be waited for ten minutes"
+        assert nb.value(running) == rows, way
+        assert "run_many: stopped" in BoardOnPage(nb, running).until_still()
+        nb.run(last, after)
+        assert nb.value(last) == f"({rows}, 'interrupted')", way
+        assert nb.value(after) == "'ok'", way
 
 
 def test_a_job_in_the_background_survives_the_interrupt_of_another_cell(notebook: Open) -> None:
