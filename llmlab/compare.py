@@ -19,6 +19,7 @@ from llmlab.history import ATTEMPTS, EVENTS
 from llmlab.loops import Home
 from llmlab.policies.cache import Cache
 from llmlab.prices import Price
+from llmlab.progress import say
 from llmlab.scenario import Scenario
 from llmlab.sim.transport import Simulator
 from llmlab.strategy import Strategy
@@ -123,6 +124,17 @@ class Comparison(Experiment):
                     self._stopped = self._stopped or "the budget is spent"
                     return
                 self._measured[name, seed] = measured
+        self._tell_if_too_short()
+
+    def _tell_if_too_short(self) -> None:
+        """Say so if the work was over before the scenario has begun to do what it is for."""
+        longest = self.frame["makespan_s"].max()
+        if self._scenario is not None and longest <= self._scenario.turns_at:
+            name, turns = self._scenario.name, self._scenario.turns_at
+            say(
+                f"llmlab: {name!r} begins to matter at second {turns:g}, and the longest trial took {longest:.0f} s: "
+                "it shows nothing; give more rows (n=)"
+            )
 
     async def _try(self, trial: Trial, strategy: Strategy) -> tuple[Any, ...]:
         if self._scenario is None:

@@ -25,8 +25,8 @@ from llmlab.trial import Work
 from llmlab.types import Item, Prompt
 from llmlab.watch import Grid
 
-N = 500
-"""Rows of each trial, if nothing else is said."""
+N = 2000
+"""Rows of each trial, if nothing else is said: enough for what the ready-made scenarios do after a while."""
 
 
 class Experiments(Core):
@@ -56,7 +56,7 @@ class Experiments(Core):
                 fallback. One with a Fallback goes on to a second simulated provider (`Scenario.backup`), or to this
                 lab's own fallbacks if live.
             prompts: As in `run_many`; read whole. None: `n` made-up ones.
-            n: How many are made up, at least 1. None: 500.
+            n: How many are made up, at least 1. None: 2,000.
             scenario: What the simulated provider does: steady, rate_limited, outage, overload, heavy_tail, flaky,
                 capacity_drop, or a Scenario of your own. None: what this lab's own simulated provider does; steady, if
                 its provider is a real one.
@@ -81,7 +81,7 @@ class Experiments(Core):
             TypeError, ValueError: an argument is not usable, or nobody has agreed to the price; nothing was sent.
         """
         named, drawn = read_strategies(strategies), read_seeds(seeds)
-        _check_rows(prompts, n)
+        check_rows(prompts, n)
         scene = self._scene(scenario, prompts, live=live)
         if scene is None and not live:
             scene = SCENARIOS["steady"]
@@ -160,7 +160,7 @@ class Experiments(Core):
             TypeError, ValueError: an argument is not usable, the lab's provider is a real one and neither `live` nor
                 `scenario` is given, or nobody has agreed to the price; nothing was sent.
         """
-        _check_rows(None, n)
+        check_rows(None, n)
         grid = Grid(read_concurrency(concurrency), repeats, n, slo, slo_ttft, seed)
         scene = self._scene(scenario, prompts, live=live)
         if scene is None and not live:
@@ -263,7 +263,12 @@ def _endless(scene: Scenario, defaults: dict[str, Any], seed: int) -> Iterator[t
     return enumerate(Prompt.of(text, **defaults) for text in scene.endless(seed=seed))
 
 
-def _check_rows(prompts: object, n: object) -> None:
+def check_rows(prompts: object, n: object) -> None:
+    """Complain about a number of made-up rows.
+
+    Raises:
+        ValueError: it is no whole number of at least 1, or given beside prompts.
+    """
     if prompts is not None and n is not None:
         raise ValueError("n says how many prompts are made up: give n or prompts, not both")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):

@@ -144,7 +144,11 @@ class Handle(Generic[T]):
 
     def cancel(self) -> None:
         """Stop at once, from any thread; awaiting returns what is done by then."""
-        self._home.call_soon(partial(self._stop, "cancelled"))
+        self.halt("cancelled")
+
+    def halt(self, reason: str) -> None:
+        """Stop at once, from any thread; `stopped` says why."""
+        self._home.call_soon(partial(self._stop, reason))
 
     def stop(self, reason: str) -> None:
         """Stop at once, on its own loop; `stopped` says why."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from llmlab.fits import Knee, knee
+from llmlab.fits import Fit, Knee, fit
 from llmlab.frame import Frame
 from llmlab.steady import gained
 from llmlab.strategy import Strategy
@@ -64,7 +64,12 @@ class Recommendation:
 
 
 def recommend(
-    sweep: Frame, *, elasticity: float = 0.2, attainment: float = ATTAINMENT, seed: int = 0
+    sweep: Frame,
+    *,
+    elasticity: float = 0.2,
+    attainment: float = ATTAINMENT,
+    seed: int = 0,
+    fitted: Fit | None = None,
 ) -> Recommendation:
     """Say which concurrency a sweep speaks for.
 
@@ -74,6 +79,7 @@ def recommend(
             throughput counts, 0.2 balanced, 0.5 if latency counts.
         attainment: Share of the rows that must keep the SLO, above 0, 1 at most.
         seed: Of the fit's bootstrap.
+        fitted: The sweep's fit, if it is made already.
 
     Raises:
         ValueError: an argument is out of its range, or no point of the sweep has an answered row.
@@ -84,7 +90,8 @@ def recommend(
         raise ValueError("no row was answered, so nothing can be recommended")
     points = _points(known)
     good = [each for each in points if not each["within_slo"] < attainment]
-    found = knee(sweep, elasticity=elasticity, seed=seed) if len(points) > 1 else None
+    fitted = fit(sweep, seed=seed) if fitted is None and len(points) > 1 else fitted
+    found = None if fitted is None else fitted.knee(elasticity)
     wanted, why = _wanted(points, found, elasticity)
     chosen, concurrency, reason = _choose(points, good, wanted, why, attainment)
     limited = chosen["bound_by"] == RATE

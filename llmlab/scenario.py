@@ -86,6 +86,12 @@ class Scenario:
         words = (WORDS[at % len(WORDS)] for at in range(start, start + LONGEST))
         return " ".join([f"Review {number}:", *islice(words, max(0, length - 3))])
 
+    @property
+    def turns_at(self) -> float:
+        """Seconds after the first request at which it begins to do what it is for; 0: at once."""
+        windows = [each.start if isinstance(each, Outage) else 0.0 for each in self.faults.windows]
+        return min([*windows, *(change.at for change in self.changes)], default=0.0)
+
     def provider(self, seed: int) -> Simulator:
         """A new simulated provider."""
         return Simulator(seed=seed, physics=self.physics, faults=self.faults, changes=self.changes)

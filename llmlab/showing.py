@@ -13,21 +13,23 @@ from llmlab.views import Maker, View, live_maker
 _log = logging.getLogger("llmlab")
 
 
-class Showing:
-    """A job's view, if it has one, and what its looks are made of."""
+class Shown:
+    """The view of something at work, if it has one."""
 
-    def __init__(self, bus: Bus, progress: Progress) -> None:
-        self.live = Live(bus, progress)
-        """What looks are made of."""
+    def __init__(self) -> None:
         self.ended: float | None = None
-        """Loop time at which the job was over. None: it is not."""
+        """Loop time at which it was over. None: it is not."""
         self._view: View | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._lock = threading.Lock()  # a job on a thread's loop begins while its cell displays it
 
-    def begin(self, job: Any, maker: Maker | None) -> None:
-        """The job begins, on its loop: show it, unless it is displayed already."""
-        self.live.begin(asyncio.get_running_loop().time())
+    @property
+    def on(self) -> bool:
+        """Whether there is a view."""
+        return self._view is not None
+
+    def open(self, job: Any, maker: Maker | None) -> None:
+        """Show it in the cell at work, on its loop, unless it is displayed already."""
         with self._lock:
             if self._view is None and maker is not None:
                 self._view = maker(job)
@@ -72,3 +74,17 @@ class Showing:
                 self._view = make(job)
             self._view.show()
         return True
+
+
+class Showing(Shown):
+    """A job's view, if it has one, and what its looks are made of."""
+
+    def __init__(self, bus: Bus, progress: Progress) -> None:
+        super().__init__()
+        self.live = Live(bus, progress)
+        """What looks are made of."""
+
+    def begin(self, job: Any, maker: Maker | None) -> None:
+        """The job begins, on its loop: show it."""
+        self.live.begin(asyncio.get_running_loop().time())
+        self.open(job, maker)

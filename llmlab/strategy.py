@@ -168,6 +168,11 @@ class Strategy:
         return next((policy for policy in self.policies if isinstance(policy, Admit)), None)
 
     @property
+    def cache(self) -> Cache | None:
+        """The policy that keeps answers, if the stack has one."""
+        return next((policy for policy in self.policies if isinstance(policy, Cache)), None)
+
+    @property
     def fallback(self) -> Fallback | None:
         """The policy that goes on to further targets, if the stack has one."""
         return next((policy for policy in self.policies if isinstance(policy, Fallback)), None)

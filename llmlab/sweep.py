@@ -103,6 +103,7 @@ class Sweep(Experiment):
         self._trials: list[Trial] = []
         self._taken: dict[int, list[Any]] = {}
         self._measured: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._watches: dict[tuple[int, int], Watch] = {}
         self.gained_until: int | None = None
         """The greatest concurrency measured before more was found to buy nothing. None: all were measured."""
         super().__init__(
@@ -112,10 +113,33 @@ class Sweep(Experiment):
     @property
     def frame(self) -> Frame:
         """One row per concurrency and repeat whose trial is over, ascending; see `SWEPT`."""
-        measured = self._measured.copy()
+        return self._framed(self._measured.copy())
+
+    def under(self, *, slo: float | None = None, slo_ttft: float | None = None) -> Frame:
+        """The frame as it would be under another SLO, from the answers that are there.
+
+        Raises:
+            ValueError: it is no number of seconds above 0.
+        """
+        grid = replace(self.grid, slo=slo, slo_ttft=slo_ttft)
+        figures = {key: self._watches[key].figures(grid) for key in self._measured.copy()}
+        return self._framed({key: (*self._measured[key][:3], *said, *self._measured[key][-2:])
+                             for key, said in figures.items()})  # fmt: skip
+
+    def _framed(self, measured: dict[tuple[int, int], tuple[Any, ...]]) -> Frame:
         out = frame_of(SWEPT, [measured[each] for each in sorted(measured)], pd.RangeIndex(len(measured)))
         out.attrs["scenario"] = "live" if self._scenario is None else self._scenario.name
         return out
+
+    @property
+    def measured(self) -> int:
+        """How many points are measured."""
+        return len(self._measured)
+
+    @property
+    def at_work_on(self) -> int | None:
+        """The number that is tried now, or was last; None: none yet."""
+        return int(self._trials[-1].labels["concurrency"]) if self._trials else None
 
     @property
     def rows(self) -> Frame:
@@ -175,6 +199,7 @@ class Sweep(Experiment):
     async def _measure(self, trial: Trial, concurrency: int) -> tuple[Any, ...]:
         most = self.grid.rows(concurrency, live=not self.virtual)
         watch = Watch(most, max(10, concurrency // 2), lambda: None if trial.job is None else trial.job.drain())
+        self._watches[concurrency, trial.labels["repeat"]] = watch
         strategy = self._strategy.fresh()
         limit_of(strategy).resize(concurrency)
         if self._scenario is None:

@@ -51,10 +51,14 @@ class Target:
         self._loop = here
 
     def _renew(self) -> None:
-        budget = None if self.line is None else self.line.budget
         self.provider.sender.forget()
-        self.strategy = self.strategy.fresh()
-        self._stack = self.strategy.handler(self.provider)
+        self.take(self.strategy.fresh())
+
+    def take(self, strategy: Strategy) -> None:
+        """Put another strategy, nobody else's, in the place of this one; what was spent stays spent."""
+        budget = None if self.line is None else self.line.budget
+        self.strategy = strategy
+        self._stack = strategy.handler(self.provider)
         self.limit_spending(budget)
 
     def limit_spending(self, budget: Budget | None) -> None:
@@ -68,13 +72,25 @@ class Target:
         Raises:
             ValueError: a stack has no line, or none that knows what calls will use.
         """
-        if self.line is None or self.line.estimator is None:
-            raise ValueError(
-                f"the strategy {self.strategy.name!r} cannot keep to a budget at {self.name}: "
-                "it has no Admit with an Estimator"
-            )
+        self._check_budget(self.strategy)
         for each in () if self.route is None else self.route.others:
             each.check_budget()
+
+    def check_keeps_budget(self, strategy: Strategy) -> None:
+        """Complain if calls here are on a budget that another strategy could not keep to.
+
+        Raises:
+            ValueError: it has no line, or none that knows what calls will use.
+        """
+        if self.line is not None and self.line.budget is not None:
+            self._check_budget(strategy)
+
+    def _check_budget(self, strategy: Strategy) -> None:
+        if strategy.admit is None or strategy.admit.estimator is None:
+            raise ValueError(
+                f"the strategy {strategy.name!r} cannot keep to a budget at {self.name}: "
+                "it has no Admit with an Estimator"
+            )
 
     @property
     def name(self) -> str:
@@ -113,6 +129,21 @@ class Route:
                 each.route.bind()  # a lab that has targets to fall back to has them here, too
         if self.first.strategy.fallback is not None:
             self.first.strategy.fallback.others = tuple((each.name, each) for each in self.others)
+
+    def take(self, strategy: Strategy) -> None:
+        """Put another strategy, nobody else's, in the place of this one; a cache and the further targets stay.
+
+        Raises:
+            ValueError: calls are on a budget that it could not keep to.
+        """
+        if strategy.cache is None and self.first.strategy.cache is not None:
+            strategy = strategy.with_cache(self.first.strategy.cache)
+        strategy = strategy.with_fallback() if self.others else strategy
+        self.first.check_keeps_budget(strategy)
+        self.first.take(strategy)
+        for each in self.others:
+            if each.home is self.first.home:  # those of other labs keep theirs
+                each.take(strategy.below_fallback(spill=False))
 
     async def aclose(self) -> None:
         """Close the connections of the lab's own targets."""

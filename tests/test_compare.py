@@ -431,3 +431,20 @@ def test_an_asynchronous_source_is_refused_as_it_can_be_read_only_once(lab: llml
 def test_a_scenario_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Scenario("odd", **wrong)
+
+
+def test_work_that_is_over_before_the_outage_is_said_to_show_nothing(
+    lab: llmlab.Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared(lab, n=100, scenario="outage")
+    assert "'outage' begins to matter at second 20, and the longest trial took" in capsys.readouterr().err
+    compared(lab, n=100, scenario="steady")
+    compared(lab, n=1200, scenario="outage")
+    assert "begins to matter" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["outage", "capacity_drop"])
+def test_the_usual_number_of_rows_is_enough_for_what_a_scenario_does(lab: llmlab.Lab, name: str) -> None:
+    out = lab.compare({"default": Strategy.default()}, scenario=name).result()
+    assert (out.ok + out.failed).item() == 2000
+    assert out.makespan_s.item() > SCENARIOS[name].turns_at + 30
