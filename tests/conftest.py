@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
 
 from llmlab import core
 from llmlab.call import Call
@@ -14,6 +15,10 @@ from llmlab.events import Event
 from llmlab.types import Prompt, Reply
 
 T = TypeVar("T")
+
+# How fast a machine is, and what else it does, says nothing about whether a claim holds.
+settings.register_profile("llmlab", deadline=None)
+settings.load_profile("llmlab")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from llmlab.events import (
     Event,
     Finished,
     Following,
+    Reported,
     Rerouted,
     Retrying,
     Stopped,
@@ -31,6 +32,7 @@ ONE_OF_EACH: list[Event] = [
     Told("openai:a", object()),
     Retrying(0, 1, 0.5, ServerError("boom")),
     Finished(Outcome(0, None, "cancelled", None, None)),
+    Reported(3, 1),
     Stopped("because"),
 ]
 
