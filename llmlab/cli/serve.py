@@ -22,8 +22,11 @@ def serve(args: argparse.Namespace) -> int:
     if not keys and not _is_loopback(args.host):
         raise ValueError(f"--host {args.host} is not loopback, so keys are needed: --keys FILE, or the variable {KEYS}")
     service = import_module("llmlab.service.server")  # needs the extra "serve", which the other commands do not
-    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s")
-    asyncio.run(_serve(service.run_app, keys, args))
+    import_module("llmlab.service.logs").log_to(level=logging.WARNING if args.quiet else logging.INFO)
+    try:
+        asyncio.run(_serve(service.run_app, keys, args))
+    except RuntimeError as error:  # its folder is in use
+        raise OSError(str(error)) from None
     return 0
 
 
@@ -48,6 +51,7 @@ async def _serve(run_app: Any, keys: Mapping[str, str], args: argparse.Namespace
             models=args.allow_model,
             state_dir=args.state,
             rpm=args.rpm_per_key,
+            max_pending=args.max_pending,
             deadline=args.deadline,
             grace=args.grace,
             cors=args.cors,
@@ -103,13 +107,19 @@ def _where(group: Any) -> None:
     group.add_argument("--host", default="127.0.0.1", help="another than loopback needs keys (default: 127.0.0.1)")
     group.add_argument("--keys", type=Path, metavar="FILE", help=(
         f"who may ask, by bearer key: lines NAME=KEY. Default: the variable {KEYS}, or no keys"))  # fmt: skip
-    group.add_argument("--rpm-per-key", type=float, metavar="N", help="requests per minute for each key")
+    group.add_argument("--rpm-per-key", type=float, metavar="N", help="prompts per minute for each key")
+    group.add_argument("--max-pending", type=int, default=10_000, metavar="N", help=(
+        "prompts whose clients wait, at a time; more get 429 with Retry-After (default: 10,000)"))  # fmt: skip
     group.add_argument("--state", type=Path, metavar="DIR", help="keep long jobs there, so that they survive a restart")
     group.add_argument("--deadline", type=float, default=600.0, metavar="S", help="a request's seconds (default: 600)")
     group.add_argument("--grace", type=float, default=30.0, metavar="S", help=(
         "seconds that requests at work get when the service ends (default: 30)"))  # fmt: skip
     group.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="web pages that may ask")
-    group.add_argument("--log-prompts", action="store_true", help="put prompts' texts into the log")
+    group.add_argument(
+        "--log-prompts",
+        action="store_true",
+        help="put prompts' texts into the log, which has one JSON object a line, on standard output",
+    )
     group.add_argument("--quiet", action="store_true", help="log warnings only")
 
 

@@ -25,7 +25,8 @@ from llmlab.service import chat, completions, jobs, page, state
 from llmlab.service.archive import Archive
 from llmlab.service.desk import Desk, Settings
 from llmlab.service.faults import Failure, Fault, fault_of
-from llmlab.service.guard import Guard, internal, refuse
+from llmlab.service.guard import Guard, refuse
+from llmlab.service.openapi import describe
 from llmlab.version import __version__
 
 __all__ = ["create_app"]
@@ -41,6 +42,7 @@ def create_app(
     max_body: int = 10_000_000,
     max_prompts: int = 1_000,
     max_pending: int = 10_000,
+    max_job_prompts: int = 100_000,
     deadline: float = 600.0,
     stall: float = 30.0,
     grace: float = 30.0,
@@ -55,12 +57,16 @@ def create_app(
             this machine may ask, and nobody else.
         models: Models that may be asked for besides the lab's own. None: any.
         state_dir: Folder in which long jobs are kept, so that they survive a restart. None: they do not.
-        rpm: Requests per minute for each key, of which a tenth may come at once. None: no limit.
-        max_body: Bytes of a request, at most.
-        max_prompts: Prompts of one batch, at most; long jobs may have as many as `max_pending`.
-        max_pending: Prompts at work at a time; more are refused with 429.
-        deadline: Seconds after which a request that waits for its answer gets a 504.
-        stall: Seconds for which the reader of a stream may take nothing, before it is dropped.
+        rpm: Prompts per minute for each key, of which a tenth may come at once. A batch or long job is let in when one
+            prompt would be, and then counts with all of its prompts. None: no limit.
+        max_body: Bytes of a request, at most; 32 times as many are held at a time.
+        max_prompts: Prompts of one batch, at most; long jobs may have more.
+        max_pending: Prompts whose clients wait, at a time; more are refused with 429. With several keys none of them
+            may have more at work than it leaves free.
+        max_job_prompts: Prompts of long jobs at a time; likewise. They are taken up as the lab has room for them.
+        deadline: Seconds after which a request that has no whole answer gets a 504, a stream an error.
+        stall: Seconds for which a client may take nothing of its answer, or send nothing of its request, before it is
+            dropped.
         grace: Seconds for which requests at work are waited for when the service ends; long jobs go on after a restart.
         cors: Origins whose web pages may ask. (): none.
         log_prompts: Put the text of prompts into the log.
@@ -71,6 +77,8 @@ def create_app(
     Raises:
         TypeError, ValueError: an argument is not usable.
     """
+    if state_dir is not None and not isinstance(keys, Mapping) and len(keys := list(keys)) > 1:
+        raise ValueError("with state_dir keys need names, by which jobs find their owners after a restart: {name: key}")
     if not isinstance(lab, Lab):
         raise TypeError(f"create_app takes a Lab, not {type(lab).__name__}")
     settings = Settings(
@@ -80,9 +88,11 @@ def create_app(
         max_body=max_body,
         max_prompts=max_prompts,
         max_pending=max_pending,
+        max_job_prompts=max_job_prompts,
         deadline=deadline,
         stall=stall,
         grace=grace,
+        cors=cors,
         log_prompts=log_prompts,
     )
     desk = Desk(lab, settings)
@@ -92,9 +102,13 @@ def create_app(
     for each in (completions, chat, jobs, state, page):
         app.include_router(each.router)
     _tell_failures(app)
-    if cors:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+    describe(app, needs_key=bool(settings.keys))
     app.add_middleware(Guard, desk=desk)
+    if cors:
+        shown = ["X-Request-Id", "Retry-After"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+        )
     return app
 
 
@@ -128,12 +142,16 @@ def _tell_failures(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        if "json" not in request.headers.get("content-type", "json"):
+            wrong += "; send it with Content-Type: application/json"
         return refuse(Fault(422, "invalid_request", wrong), request.state.request_id)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        return refuse(Fault(error.status_code, "http", str(error.detail)), request.state.request_id)
+        fault = Fault(error.status_code, _TYPES.get(error.status_code, "http"), str(error.detail))
+        answer = refuse(fault, request.state.request_id)
+        answer.headers.update(error.headers or {})
+        return answer
 
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        return refuse(internal(error, request.state.request_id), request.state.request_id)
+
+_TYPES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large", 429: "queue_full"}

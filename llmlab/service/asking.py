@@ -1,17 +1,19 @@
 """Who asks, how many rows at a time, and how rows of a frame become answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 
 from llmlab.events import Bus, Finished
-from llmlab.service.desk import Client, Desk, Room
+from llmlab.service.desk import Client, Desk
 from llmlab.service.faults import Failure, Fault, fault_of
+from llmlab.service.rooms import Room
 from llmlab.service.shapes import ErrorBody, RowAnswer, UsageShape
-from llmlab.types import Outcome
+from llmlab.types import Outcome, Reply
 
 
 @dataclass
@@ -38,6 +40,11 @@ class Asked:
         """Put something into its line in the log; no texts of prompts or answers."""
         self.request.state.noted.update(fields)
 
+    def note_reply(self, reply: Reply) -> None:
+        """Put what an answer took into the log."""
+        if reply.usage is not None:
+            self.note(input_tokens=reply.usage.input_tokens, output_tokens=reply.usage.output_tokens)
+
 
 def asked(request: Request, *, rows: int) -> Asked:
     """Let a request of so many rows in.
@@ -51,16 +58,28 @@ def asked(request: Request, *, rows: int) -> Asked:
     if rows > desk.settings.max_prompts:
         words = f"{rows} prompts in one request, {desk.settings.max_prompts} at most: POST /v1/jobs takes more"
         raise Failure(Fault(413, "too_many_prompts", words))
-    client.charge(asyncio.get_running_loop().time(), min(rows, 1))
-    return Asked(request, desk, client, request.state.request_id, desk.take_room(rows))
+    return Asked(request, desk, client, request.state.request_id, desk.take_room(desk.asks, rows, client))
 
 
-async def paced(prompts: Sequence[Any], most: int | None, bus: Callable[[], Bus]) -> AsyncIterator[Any]:
+@contextmanager
+def named_mistakes() -> Iterator[None]:
+    """Tell the client what the lab finds wrong with what it asks.
+
+    Raises:
+        Failure: the body raised a TypeError or ValueError.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise Failure(Fault(400, "bad_request", str(error)[:500])) from None
+
+
+def paced(prompts: Sequence[Any], most: int | None, bus: Callable[[], Bus]) -> Any:
     """Prompts for a job that is to have `most` of its rows at work at a time. None: as many as the lab takes."""
-    if most is None:
-        for prompt in prompts:
-            yield prompt
-        return
+    return prompts if most is None else _paced(prompts, most, bus)
+
+
+async def _paced(prompts: Sequence[Any], most: int, bus: Callable[[], Bus]) -> AsyncIterator[Any]:
     free = asyncio.Semaphore(most)
     bus().subscribe(lambda _: free.release(), Finished)
     for prompt in prompts:

@@ -9,79 +9,77 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from llmlab.events import Finished
-from llmlab.service.asking import Asked, asked, paced, row_of
-from llmlab.service.faults import Failure, Fault, fault_of
+from llmlab.service.asking import Asked, asked, named_mistakes, paced, row_of
+from llmlab.service.faults import INTERNAL, Fault, fault_of
 from llmlab.service.guard import internal
 from llmlab.service.shapes import (
+    FAILURES,
     BatchAnswer,
     BatchRequest,
     CompletionAnswer,
     CompletionRequest,
-    ErrorAnswer,
     RowAnswer,
+    streamed,
 )
 from llmlab.service.sse import DONE, EventStream, event
 from llmlab.streams import Stream
 
-FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": words}
-    for status, words in {
-        400: "The request is wrong, or the provider says so.",
-        401: "No valid key.",
-        404: "No such model.",
-        413: "Too large.",
-        422: "The request is not as the schema says.",
-        429: "Too many requests, or the queue is full; see Retry-After.",
-        502: "The upstream provider failed.",
-        503: "Not able to serve for now.",
-        504: "No answer in time.",
-    }.items()
-}
-
 router = APIRouter(prefix="/v1", tags=["completions"], responses=FAILURES)
+
+EXAMPLE = (
+    'data: {"content":"Hello"}\n\ndata: {"content":" there."}\n\n'
+    'data: {"content":"","model":"small","usage":{"input_tokens":9,"output_tokens":3,"total_tokens":12},'
+    '"latency_ms":412.0,"finish_reason":"stop","request_id":"req_1","cost_usd":null,"cached":false}\n\n'
+    "data: [DONE]\n\n"
+)
 
 
 @router.post(
     "/completions",
     response_model=CompletionAnswer,
     responses={
-        200: {
-            "description": 'The answer; with `stream` server-sent events: `data: {"content": …}` for each piece, one '
-            "with `finish_reason`, `usage`, `model`, `latency_ms`, `request_id`, then `data: [DONE]`. A failure after "
-            "the first piece is an event `error`, and no [DONE] follows.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        }
+        200: streamed(
+            'The answer; with `stream` server-sent events: `data: {"content": …}` for each piece, one with '
+            "`finish_reason`, `usage`, `model`, `latency_ms`, `request_id`, then `data: [DONE]`. A failure after the "
+            "first piece is an event `error`, and no [DONE] follows.",
+            EXAMPLE,
+        )
     },
 )
 async def complete(request: Request, body: CompletionRequest) -> Any:
     """Answer one prompt."""
-    ask, streamed = asked(request, rows=1), False
+    ask, begun = asked(request, rows=1), False
     try:
         model = ask.desk.check_model(body.model)
         given = body.asked()
         ask.note_texts(given)
-        if body.stream:
-            stream = ask.client.lab.stream(given, priority=body.priority, **body.parameters(model))
-            response = await _stream(ask, stream, body)
-            streamed = True
+        with named_mistakes():
+            parameters = {"priority": body.priority, **body.parameters(model)}
+            stream = ask.client.lab.stream(given, **parameters) if body.stream else None
+            job = None if body.stream else ask.client.lab.run(given, **parameters)
+        if stream is not None:
+            response = await _stream(ask, stream, body.timeout)
+            begun = True
             return response
-        job = ask.client.lab.run(given, priority=body.priority, **body.parameters(model))
+        assert job is not None  # noqa: S101  it is the one or the other
         reply = await ask.desk.until_gone(request, job.wait(), body.timeout)
-    except (TypeError, ValueError) as error:
-        raise Failure(Fault(400, "bad_request", str(error))) from None
     finally:
-        if not streamed:
+        if not begun:
             ask.room.leave()
-    answer = CompletionAnswer.of(reply, ask.request_id)
-    ask.note(tokens=None if answer.usage is None else answer.usage.total_tokens)
-    return JSONResponse(answer.model_dump())
+    ask.note_reply(reply)
+    return JSONResponse(CompletionAnswer.of(reply, ask.request_id).model_dump())
 
 
-async def _stream(ask: Asked, stream: Stream, body: CompletionRequest) -> Response:
+async def _stream(ask: Asked, stream: Stream, seconds: float | None) -> Response:
     """Begin to answer when the first piece is there: what fails before has a status of its own."""
     pieces = aiter(stream)
-    first = await ask.desk.until_gone(ask.request, anext(pieces, ""), body.timeout)
-    return EventStream(_events(ask, stream, first, pieces), ask.desk, on_end=ask.room.leave)
+    first = await ask.desk.until_gone(ask.request, anext(pieces, ""), seconds)
+
+    def last_words(fault: Fault) -> bytes:
+        return event(fault.body(ask.request_id), name="error")
+
+    events = _events(ask, stream, first, pieces)
+    return EventStream(events, ask.desk, seconds=seconds, last_words=last_words, on_end=ask.room.leave)
 
 
 async def _events(
@@ -93,43 +91,30 @@ async def _events(
                 yield event({"content": first})
             async for piece in pieces:
                 yield event({"content": piece})
-            answer = CompletionAnswer.of(stream.reply, ask.request_id)
+            reply = stream.reply
         except Exception as error:  # noqa: BLE001  whatever it is, the client must hear of it
-            yield event(failure_of(error, ask.request_id), name="error")
+            yield event(failure_of(ask, error), name="error")
             return
-    yield event({**answer.model_dump(exclude={"content"}), "content": ""})
+    ask.note_reply(reply)
+    yield event({**CompletionAnswer.of(reply, ask.request_id).model_dump(exclude={"content"}), "content": ""})
     yield DONE
 
 
-def failure_of(error: Exception, request_id: str) -> dict[str, Any]:
+def failure_of(ask: Asked, error: Exception) -> dict[str, Any]:
     """What is said of a failure after the answer has begun."""
     fault = fault_of(error)
-    return (fault if fault.status != INTERNAL else internal(error, request_id)).body(request_id)
-
-
-INTERNAL = 500
+    ask.note(error=fault.type)
+    return (fault if fault.status != INTERNAL else internal(error, ask.request_id)).body(ask.request_id)
 
 
 @router.post("/completions/batch", response_model=BatchAnswer)
 async def complete_batch(request: Request, body: BatchRequest) -> Any:
     """Answer many prompts; the results stand in the order of the prompts, failures in their places."""
-    ask = asked(request, rows=len(body.prompts))
-    ask.note_texts(body.prompts)
     begun = time.perf_counter()
-    try:
-        job = ask.client.lab.run_many(
-            paced(body.prompts, body.max_concurrency, lambda: job.bus),
-            priority=body.priority,
-            progress=False,
-            **body.parameters(ask.desk.check_model(body.model)),
-        )
-        found: dict[int, RowAnswer] = {}
-        job.bus.subscribe(lambda event: found.update({event.outcome.index: row_of(event.outcome)}), Finished)
-        await ask.desk.until_gone(request, job.wait())
-    finally:
-        ask.room.leave()
-    not_asked = (RowAnswer(index=index, status="cancelled") for index in range(len(body.prompts)))
-    results = [found.get(row.index, row) for row in not_asked]
+    with (ask := asked(request, rows=len(body.prompts))).room:
+        ask.note_texts(body.prompts)
+        found = await _rows(ask, body)
+    results = [found.get(index) or RowAnswer(index=index, status="cancelled") for index in range(len(body.prompts))]
     latencies = [row.latency_ms for row in results if row.latency_ms is not None]
     answer = BatchAnswer(
         results=results,
@@ -140,3 +125,17 @@ async def complete_batch(request: Request, body: BatchRequest) -> Any:
         request_id=ask.request_id,
     )
     return JSONResponse(answer.model_dump())
+
+
+async def _rows(ask: Asked, body: BatchRequest) -> dict[int, RowAnswer]:
+    model, found = ask.desk.check_model(body.model), dict[int, RowAnswer]()
+    with named_mistakes():
+        job = ask.client.lab.run_many(
+            paced(body.prompts, body.max_concurrency, lambda: job.bus),
+            priority=body.priority,
+            progress=False,
+            **body.parameters(model),
+        )
+    job.bus.subscribe(lambda event: found.update({event.outcome.index: row_of(event.outcome)}), Finished)
+    await ask.desk.until_gone(ask.request, job.wait())
+    return found

@@ -11,6 +11,7 @@ Messages of errors that may speak of keys, accounts and addresses of the upstrea
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 from llmlab import errors
@@ -53,9 +54,15 @@ _ANSWERS: dict[Kind, Answer] = {
     errors.TooLong: Answer(400, "too_long"),
     errors.BadRequest: Answer(400, "bad_request"),
     errors.Conflict: Answer(502, "upstream_conflict", "the upstream provider reports a conflict"),
-    errors.Unsendable: Answer(502, "unsendable", "the request could not be sent to the upstream provider"),
+    errors.Unsendable: Answer(400, "unsendable", "the request holds what cannot be sent to the upstream provider"),
+    errors.SchemaMismatch: Answer(502, "schema_mismatch", "the model's answer does not fit the schema"),
 }
 _OTHER = Answer(502, "upstream_error", "the request failed at the upstream provider")
+_PLACE = re.compile(
+    r"\b[a-z][a-z0-9+.-]*://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?|\b(?:org|proj|acct)[-_]\w{6,}", re.IGNORECASE
+)
+"""What a provider's own words may tell of where and as whom it was asked."""
+INTERNAL = 500
 SOON = 1.0
 """Seconds after which a full queue is worth another try."""
 
@@ -100,11 +107,21 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, Failure):
         return error.fault
     if not isinstance(error, LLMError):
-        return Fault(500, "internal", "the service failed; its log has the reason under this request_id")
+        return Fault(INTERNAL, "internal", "the service failed; its log has the reason under this request_id")
     answer = next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), _OTHER)
     retry_after = error.retry_after
     if isinstance(error, errors.QueueFull):
         retry_after = SOON
     if answer.status not in (429, 503):
         retry_after = None
-    return Fault(answer.status, answer.type, answer.words or error.message or answer.type, retry_after)
+    words = answer.words or _PLACE.sub("…", error.message) or answer.type
+    return Fault(answer.status, answer.type, words, retry_after)
+
+
+ENDING = Fault(503, "shutting_down", "the service is shutting down", SOON)
+GONE = Fault(499, "client_gone", "the client has closed the connection")
+
+
+def late(seconds: float) -> Fault:
+    """What is said when an answer took longer than was allowed."""
+    return Fault(504, "deadline", f"there was no whole answer within {seconds:g} s")

@@ -8,12 +8,20 @@ from fastapi.responses import Response
 router = APIRouter(include_in_schema=False)
 
 _KINDS = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
-_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def _file(name: str) -> Response:
     text = (files("llmlab") / "static" / name).read_text(encoding="utf-8")
-    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    headers = {
+        "Content-Security-Policy": _POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+        "Referrer-Policy": "no-referrer",
+    }
     return Response(text, media_type=_KINDS[name], headers=headers)
 
 

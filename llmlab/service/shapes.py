@@ -2,13 +2,31 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
-from llmlab.types import Prompt, Reply, Usage
+from llmlab.types import Reply, Usage
 
 LONGEST = 1_000_000
 """Characters of one prompt at most; the provider's own limit comes much earlier."""
 
+
+def sendable(value: Any) -> Any:
+    """Give back what can go on to a provider as JSON.
+
+    Raises:
+        ValueError: it has lone surrogates, numbers of more than 64 bits, or is nested hundreds deep.
+    """
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"it cannot be sent on as JSON: {error}") from None
+    return value
+
+
+JSONObject = Annotated[dict[str, Any], AfterValidator(sendable)]
+"""An object of which nothing is known but that it is JSON."""
 Text = Annotated[str, Field(max_length=LONGEST)]
 
 
@@ -18,7 +36,7 @@ class Turn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    content: Text | Annotated[list[JSONObject], Field(min_length=1)]
 
 
 class Sampling(BaseModel):
@@ -31,9 +49,14 @@ class Sampling(BaseModel):
     max_tokens: Annotated[int | None, Field(ge=1, le=10_000_000, description="Output tokens at most.")] = None
     priority: Annotated[int, Field(ge=0, le=3, description="0 critical, 1 high, 2 normal, 3 low.")] = 2
 
+    response_format: Annotated[
+        JSONObject | None, Field(description="As OpenAI's; goes to the upstream provider as it is.")
+    ] = None
+
     def parameters(self, model: str | None) -> dict[str, Any]:
         """As a lab's verbs take them."""
-        return {"model": model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        extra = None if self.response_format is None else {"response_format": self.response_format}
+        return {"model": model, "temperature": self.temperature, "max_tokens": self.max_tokens, "extra": extra}
 
 
 class CompletionRequest(Sampling):
@@ -83,6 +106,18 @@ class BatchRequest(Sampling):
     ] = None
 
 
+_USAGE: JsonDict = {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12}
+_ROW: JsonDict = {
+    "index": 0,
+    "status": "ok",
+    "content": "Hello.",
+    "model": "small",
+    "usage": _USAGE,
+    "latency_ms": 412.0,
+}
+_BAD: JsonDict = {"index": 1, "status": "error", "error": {"type": "upstream_down", "message": "…", "code": 503}}
+
+
 class UsageShape(BaseModel):
     """Tokens of an answer."""
 
@@ -101,6 +136,21 @@ class UsageShape(BaseModel):
 
 class CompletionAnswer(BaseModel):
     """One answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "content": "Hello.",
+                    "model": "small",
+                    "usage": _USAGE,
+                    "latency_ms": 412.0,
+                    "finish_reason": "stop",
+                    "request_id": "req_1",
+                }
+            ]
+        }
+    )
 
     content: str
     model: str
@@ -150,6 +200,33 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": words}
+    for status, words in {
+        400: "The request is wrong, or the provider says so.",
+        401: "No valid key.",
+        403: "Without keys the service answers on loopback only.",
+        404: "No such model, or no such job.",
+        408: "The body did not come in time.",
+        413: "Too large.",
+        422: "The request is not as the schema says.",
+        429: "Too many requests, or the queue is full; see Retry-After.",
+        502: "The upstream provider failed.",
+        503: "Not able to serve for now.",
+        504: "No answer in time.",
+    }.items()
+}
+"""What any route that asks may answer."""
+
+
+def streamed(words: str, example: str) -> dict[str, Any]:
+    """The description of an answer that is, or may be, server-sent events."""
+    return {
+        "description": words,
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": example}},
+    }
+
+
 class RowAnswer(BaseModel):
     """One prompt's answer, or why there is none."""
 
@@ -166,16 +243,50 @@ class RowAnswer(BaseModel):
 class BatchAnswer(BaseModel):
     """The answers of a batch, in the order of its prompts."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "results": [_ROW, _BAD],
+                    "total_time_ms": 530.0,
+                    "avg_latency_ms": 412.0,
+                    "success_count": 1,
+                    "error_count": 1,
+                    "request_id": "req_1",
+                }
+            ]
+        }
+    )
+
     results: list[RowAnswer]
     total_time_ms: float
     avg_latency_ms: float | None
     success_count: int
     error_count: int
+    """Those without an answer, for whatever reason."""
     request_id: str
 
 
 class JobAnswer(BaseModel):
     """A long job."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "job_6f1c",
+                    "status": "running",
+                    "total": 2,
+                    "done": 1,
+                    "success_count": 1,
+                    "error_count": 0,
+                    "created_at": 1.7e9,
+                    "durable": True,
+                    "results": [_ROW],
+                }
+            ]
+        }
+    )
 
     id: str
     status: Literal["running", "done", "cancelled", "failed"]
@@ -188,20 +299,3 @@ class JobAnswer(BaseModel):
     """Whether it survives a restart of the service."""
     error: str | None = None
     results: list[RowAnswer] | None = None
-
-
-class HealthAnswer(BaseModel):
-    """Whether the service can serve."""
-
-    status: Literal["ok", "unavailable"]
-    circuit_breaker: Literal["closed", "open", "half_open"]
-    targets: dict[str, str]
-    queue_size: int
-    in_flight: int
-    reason: str | None = None
-    version: str
-
-
-def prompt_of(request: CompletionRequest) -> Prompt:
-    """Read what is asked, for a complaint before anything is sent."""
-    return Prompt.of(request.asked())

@@ -42,10 +42,11 @@ def serve() -> Serve:
         physics: Physics | None = None,
         faults: str = "",
         lab: dict[str, Any] | None = None,
+        model: str = "openai:m",
         **settings: Any,
     ) -> AsyncIterator[Served]:
         simulator = Simulator(physics=physics or Physics.instant(), faults=Faults.parse(faults), say=echo)
-        own = llmlab.Lab("openai:m", api_key="sk-upstream-secret", transport=simulator, progress=False, **(lab or {}))
+        own = llmlab.Lab(model, api_key="sk-upstream-secret", transport=simulator, progress=False, **(lab or {}))
         app = create_app(own, **settings)
         transport = httpx.ASGITransport(app)
         client = httpx.AsyncClient(transport=transport, base_url="http://test")
