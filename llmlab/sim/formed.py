@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import orjson
 
+from llmlab.sim.packs import dropped, nulled, rows_of
 from llmlab.sim.wire import Answer, Ask, Choice, Refusal
 from llmlab.types import JSON
 
@@ -182,14 +183,15 @@ def spoil(answer: Answer, ask: Ask, fault: str, rng: random.Random, cut: Callabl
 
     Args:
         answer: As it should be.
-        ask: What was asked. Without a schema the answer stays as it is.
+        ask: What was asked. Without a schema the answer stays as it is, unless it is one to several rows.
         fault: How it is wrong: a kind of the family `form`.
         rng: Says where.
         cut: Cuts a text into tokens.
     """
-    if ask.schema is None:
+    ways = _SPOILT if ask.schema is not None else _SPOILT_PACK if rows_of(ask.text) else {}
+    if fault not in ways:
         return answer
-    text = _SPOILT[fault](answer.choices[0].text, ask.schema, rng)
+    text = ways[fault](answer.choices[0].text, ask.schema or {}, rng)
     return replace(answer, choices=(Choice(cut(text), answer.choices[0].finish),))
 
 
@@ -237,6 +239,11 @@ _SPOILT: dict[str, Callable[[str, JSON, random.Random], str]] = {
     "misfit_prose": _prose,
     "fenced": _fenced,
     "chatty": _chatty,
+}
+_SPOILT_PACK = {
+    **_SPOILT,
+    "misfit_type": lambda text, _, rng: nulled(text, rng),
+    "misfit_missing": lambda text, _, rng: dropped(text, rng),
 }
 
 

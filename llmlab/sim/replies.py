@@ -7,11 +7,14 @@ about four characters of English per token, one per CJK character, and joining t
 
 import random
 import re
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 
 import orjson
 
 from llmlab.sim.formed import instance
+from llmlab.sim.packs import answers_of, rows_of
 from llmlab.sim.wire import Answer, Ask, Choice
 
 PER_TURN = 4
@@ -100,6 +103,8 @@ def answer(ask: Ask, *, seed: int, median: float, sigma: float, text: str | None
         sigma: Sigma of the lognormal distribution of lengths.
         text: What to say instead of something made up; still subject to `max_tokens` and `stop`.
     """
+    if text is None and not ask.json and (rows := rows_of(ask.text)):
+        text = answers_of(rows, partial(_alone, ask, seed=seed, median=median, sigma=sigma))
     rng = random.Random(blake2b(f"{seed}\0{ask.model}\0{ask.text}".encode(), digest_size=8).digest())
     thought = tuple(tokens(_sentences(rng, ask.text, THOUGHT))) if ask.thinks else ()
     left = None if ask.max_tokens is None else max(0, ask.max_tokens - len(thought))
@@ -109,6 +114,12 @@ def answer(ask: Ask, *, seed: int, median: float, sigma: float, text: str | None
         said = _say(ask, rng, length) if text is None else text
         choices.append(_cut(tokens(said), left, ask.stop))
     return Answer(tuple(choices), input_tokens(ask), thought[: ask.max_tokens])
+
+
+def _alone(ask: Ask, text: str, *, seed: int, median: float, sigma: float) -> str:
+    """What is said to a row of a pack: the same as if it were asked by itself."""
+    each = replace(ask, text=text, max_tokens=None, n=1)
+    return answer(each, seed=seed, median=median, sigma=sigma).choices[0].text
 
 
 def _say(ask: Ask, rng: random.Random, length: int) -> str:
