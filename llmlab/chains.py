@@ -246,13 +246,16 @@ def _values(entry: Entry) -> Values:
 # -- one input, many chains -----------------------------------------------------------------------------------
 
 
-def read_chains(text: object, chains: object, *, defaults: Values) -> tuple[ChainRows, dict[str, list[str]]]:
+def read_chains(
+    text: object, chains: object, *, defaults: Values, reader: calls.Reader | None = None
+) -> tuple[ChainRows, dict[str, list[str]]]:
     """Read what `run_chains` is given.
 
     Args:
         text: The first context of all chains.
         chains: The chains, by position or by name.
         defaults: Parameters of the prompts, as in `Prompt.of`.
+        reader: Reads the answers to last steps into what was asked for. None: they are text.
 
     Returns:
         The rows, and the steps of each chain for the settings of a journal.
@@ -264,14 +267,14 @@ def read_chains(text: object, chains: object, *, defaults: Values) -> tuple[Chai
         raise TypeError(f"run_chains takes one text, not {type(text).__name__}; for many use run_many(…, chain=[…])")
     named = _named(chains)
     read = [Steps(each, f"chains[{name!r}]") for name, each in named.items()]
-    values = {CONTEXT: text}
+    values, schema = {CONTEXT: text}, None if reader is None else reader.schema
     starts = [0, *accumulate(map(len, read))]
     scripts = []
     for start, steps in zip(starts, read, strict=False):
         steps.check([CONTEXT])
-        scripts.append(steps.script(start, values, defaults, steps.begin(values, defaults)))
+        scripts.append(steps.script(start, values, defaults, steps.begin(values, defaults), schema=schema))
     names = list(named) if isinstance(chains, Mapping) else None
-    rows = ChainRows(Plan([scripts]), None, starts[-1], starts=starts[:-1], names=names, per_row=False)
+    rows = ChainRows(Plan([scripts]), None, starts[-1], reader, starts=starts[:-1], names=names, per_row=False)
     return rows, {str(name): steps.known_as for name, steps in zip(named, read, strict=True)}
 
 

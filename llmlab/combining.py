@@ -19,6 +19,7 @@ from llmlab.settings import budget_of
 from llmlab.step import Given
 from llmlab.streaming import Many, frame_of
 from llmlab.tree import Limits, OnError
+from llmlab.typed import REASK, reader_of
 from llmlab.views import maker
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ class Combining(Core):
         temperature: float | None = None,
         max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        reask: int = REASK,
         journal: str | Path | None = None,
         durability: Literal["process", "power"] = "process",
         budget_usd: float | None = None,
@@ -56,6 +59,8 @@ class Combining(Core):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most per step.
             extra: Further request fields; replaces the lab's.
+            schema: What the answer to each chain's last step is to be, as in `run_many`.
+            reask: How often an answer that does not fit is asked for again.
             journal: As in `run_many`, likewise the parameters after it.
             durability: What the journal survives.
             budget_usd: Dollars that this job may spend.
@@ -65,18 +70,20 @@ class Combining(Core):
 
         Returns:
             A Job: `await` it, or call its `result()`, for a DataFrame with a row for each step of each chain:
-            `chain` (position or name), `step` (from 0) and the columns of `llmlab.frame.COLUMNS`. A step that fails
-            ends its own chain only: the steps after it have status `cancelled` and error NotAsked.
+            `chain` (position or name), `step` (from 0), the columns of `llmlab.frame.COLUMNS` and those of the
+            schema. A step that fails ends its own chain only: the steps after it have status `cancelled` and error
+            NotAsked.
 
         Raises:
             TypeError, ValueError: the text, a step or a parameter is not usable; nothing was sent.
         """
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        rows, steps = read_chains(text, chains, defaults=defaults)
+        reader = reader_of(schema, reask)
+        rows, steps = read_chains(text, chains, defaults=defaults, reader=reader)
         view = maker(line_of, wanted=self._progress if progress is None else progress)
         keeper = None
         if journal is not None:
-            keeper = self._keeper(Journal(journal, durability=durability), {"chains": steps, **defaults})
+            keeper = self._keeper(Journal(journal, durability=durability), {"chains": steps, **defaults}, reader)
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
         return self._job("run_chains", rows, stream=False, view=view, finish=frame_of, journal=keeper, lane=lane)
 
@@ -102,6 +109,8 @@ class Combining(Core):
         map_max_tokens: int | None = None,
         reduce_max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        reask: int = REASK,
         journal: str | Path | None = None,
         durability: Literal["process", "power"] = "process",
         budget_usd: float | None = None,
@@ -143,6 +152,8 @@ class Combining(Core):
         map_max_tokens: int | None = None,
         reduce_max_tokens: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        schema: object = None,
+        reask: int = REASK,
         journal: str | Path | None = None,
         durability: Literal["process", "power"] = "process",
         budget_usd: float | None = None,
@@ -157,8 +168,8 @@ class Combining(Core):
             items: A Series, a DataFrame, a list of texts or mappings, or any iterable, generator or asynchronous
                 iterable; at least one.
             map: What each item is asked: a template with `{item}`, `{index}` (its label, or position), or the columns
-                of a DataFrame (the keys of mappings); or a function of the item (of a DataFrame a dict of the row)
-                that makes a prompt: a text, a list of messages or a Prompt.
+                of a DataFrame (the keys of mappings), of which `{item}` is the only one, or `prompt`; or a function of
+                the item (of a DataFrame a dict of the row) that makes a prompt: a text, a list of messages or a Prompt.
             reduce: What answers are combined by: a template with `{mapped_outputs}`, or a function of a list of
                 answers that makes a prompt, which may be called several times for an answer.
             fan_in: Answers combined at a time, at least 2. None: as many as `max_input_tokens` allows; 10, if that is
@@ -183,6 +194,9 @@ class Combining(Core):
             map_max_tokens: The same for `map` alone.
             reduce_max_tokens: The same for `reduce` alone.
             extra: Further request fields; replaces the lab's.
+            schema: What the last answer is to be, as in `run_many`; then the Answer's `parsed`. It is always one to
+                `reduce`, also if a single item is left.
+            reask: How often an answer that does not fit is asked for again.
             journal: As in `run_many`: the same call again goes on where it was, in the middle of a level, too.
             durability: What the journal survives.
             budget_usd: Dollars that this job may spend.
@@ -192,8 +206,8 @@ class Combining(Core):
             dry_run: Send nothing, and give a Forecast instead: calls, tokens and dollars, level by level.
 
         Returns:
-            A Job: `await` it, or call its `result()`, for an Answer: `content`, and how many items it speaks for, what
-            was left out, tokens and cost. `job.trace` is the tree as a DataFrame, a row for each call:
+            A Job: `await` it, or call its `result()`, for an Answer: `content` (and `parsed`), how many items it speaks
+            for, what was left out, tokens and cost. `job.trace` is the tree as a DataFrame, a row for each call:
             `llmlab.reduce.TREE` and the columns of `llmlab.frame.COLUMNS`. It raises the error that no call can
             escape, TooLong if no two answers fit into one prompt, or LLMError if every item has failed.
 
@@ -201,6 +215,7 @@ class Combining(Core):
             TypeError, ValueError: the items, a template or a parameter is not usable, or there is no item; nothing was
                 sent.
         """
+        reader = reader_of(schema, reask)
         asked = read_map_reduce(
             items,
             step=map,
@@ -215,13 +230,14 @@ class Combining(Core):
             reduce_defaults=self._parameters(
                 _first(reduce_model, model), system, temperature, _first(reduce_max_tokens, max_tokens), extra
             ),
+            reader=reader,
         )
         lane = self._lane(priority, budget_of(self.target, budget_usd, budget_tokens), patient=True)
         if dry_run:
             return self._rehearse(asked)
         keeper = None
         if journal is not None:
-            keeper = self._keeper(Journal(journal, durability=durability), asked.settings)
+            keeper = self._keeper(Journal(journal, durability=durability), asked.settings, reader)
         view = maker(line_of, wanted=self._progress if progress is None else progress)
         order = Order(asked.rows, seed=self._seed, view=view, places=self._places, journal=keeper, lane=lane)
         self._tell_price()

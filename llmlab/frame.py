@@ -235,6 +235,9 @@ def check_row(make: Callable[[Any], Any], value: object, label: object) -> Any:
         # Not type(error): a subclass, as UnicodeError, may take other arguments.
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"row {label!r}: {error}") from None
+    except Exception as error:
+        error.add_note(f"llmlab: raised for row {label!r}")
+        raise
 
 
 def _attempted(source: Iterable[Any], make: Make) -> Iterator[Item]:

@@ -84,6 +84,23 @@ async def _map(function: Callable[[int, Entry], T], entries: AsyncIterator[Entry
         position += 1
 
 
+def with_item(source: object, name: str) -> object:
+    """A table without a column of that name, with its only column, or the one called `prompt`, under it, too.
+
+    Raises:
+        ValueError: which column it is cannot be told.
+    """
+    if not isinstance(source, pd.DataFrame) or name in source.columns:
+        return source
+    columns = [str(each) for each in source.columns]
+    meant = columns[0] if len(columns) == 1 else "prompt"
+    if columns.count(meant) != 1:
+        raise ValueError(
+            f"map: which column is {{{name}}}? There are {', '.join(map(repr, columns))}: name them in the template"
+        )
+    return source.assign(**{name: source.iloc[:, columns.index(meant)]})
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads inputs for a verb."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llmlab import call as calls
 from llmlab.columns import COLUMNS, Column
 from llmlab.errors import LabClosed, LLMError, TooLong
 from llmlab.frame import Frame, Rows, frame_of
-from llmlab.inputs import Entry, Inputs, Reader
+from llmlab.inputs import Entry, Inputs, Reader, with_item
 from llmlab.job import Job
 from llmlab.load import Ground
 from llmlab.loops import Home
@@ -70,6 +71,8 @@ class Answer:
     """Tokens of all requests, those that brought no answer included; without answers from llmlab's cache."""
     cost_usd: float | None
     """Dollars for them; None when no price is known."""
+    parsed: Any = None
+    """The last answer as what `schema=` asks for; None without one."""
 
     def __str__(self) -> str:
         return self.content
@@ -87,12 +90,15 @@ class Asked:
     """The items."""
     settings: dict[str, Any]
     """What must be the same when a journal is taken up again."""
+    reader: calls.Reader | None = None
+    """Reads the last answer into what was asked for. None: it is text."""
 
     @property
     def rows(self) -> Rows:
         """The input of a job; how many there are is a guess if the reduce is limited by tokens."""
         count = self.inputs.total
-        return Rows(self.plan, None, None if count is None else count + self.tree.limits.calls(count, ANSWER))
+        total = None if count is None else count + self.tree.limits.calls(count, ANSWER)
+        return Rows(self.plan, None, total, self.reader)
 
     def label(self, place: int) -> Any:
         """An item's label in the input's index."""
@@ -127,7 +133,9 @@ class MapReduce(Job[Answer]):
         nodes = tree.nodes.copy()  # the job may run in another thread
         lost = _lost(nodes, tree.root, settled)
         records = [
-            (*self._place(node), node in lost, *record) for node in nodes if (record := settled.get(node.position))
+            (*self._place(node), node in lost, *record[: len(COLUMNS)])
+            for node in nodes
+            if (record := settled.get(node.position))
         ]
         return frame_of((*TREE, *COLUMNS), records, None)
 
@@ -141,7 +149,7 @@ class MapReduce(Job[Answer]):
         tree = self._asked.tree
         if (root := tree.root) is None:
             raise self._failure()
-        row = dict(zip((column.name for column in COLUMNS), self._records[root.position], strict=True))
+        row = dict(zip((column.name for column in COLUMNS), self._records[root.position], strict=False))
         items = sum(node.level == 0 for node in tree.nodes)
         if left_out := items - root.items:
             say(f"llmlab: {left_out} of {items} items are left out of the answer; job.trace says which, and why")
@@ -149,6 +157,7 @@ class MapReduce(Job[Answer]):
             content=row["content"], items=items, left_out=left_out, calls=len(tree.nodes), levels=root.level,
             finish_reason=row["finish_reason"], model=row["model"], usage=tree.usage,
             cost_usd=math.fsum(tree.costs) if tree.costs else None,  # the same, in whatever order they came
+            parsed=tree.parsed,
         )  # fmt: skip
 
     def _failure(self) -> BaseException:
@@ -193,6 +202,7 @@ def read_map_reduce(
     overrides: Collection[str],
     map_defaults: Mapping[str, Any],
     reduce_defaults: Mapping[str, Any],
+    reader: calls.Reader | None = None,
 ) -> Asked:
     """Read what `map_reduce` is given; items whose number is known are checked whole, before anything is sent.
 
@@ -206,6 +216,7 @@ def read_map_reduce(
         overrides: Columns that set an item's own parameters.
         map_defaults: Parameters of the items' prompts, as in `Prompt.of`.
         reduce_defaults: Of the prompts that combine answers.
+        reader: Reads the last answer into what was asked for. None: it is text.
 
     Raises:
         TypeError, ValueError: something is not usable, there is nothing, or with "raise" an item is too long; names it.
@@ -216,21 +227,22 @@ def read_map_reduce(
     asks, reduction = Step("map", step), Reduction(Step("reduce", combine), separator, reduce_defaults)
     reduction.step.check([OUTPUTS])
     _check_room(reduction, limits)
-    reader = Reader("map_reduce", ITEM, asks.columns, whole=asks.template is None, overrides=overrides)
-    inputs = reader.read(items)
+    source = Reader("map_reduce", ITEM, asks.columns, whole=asks.template is None, overrides=overrides)
+    inputs = source.read(with_item(items, ITEM) if ITEM in asks.columns else items)
     if inputs.total == 0:
         raise ValueError(EMPTY)
     if inputs.known is not None:
         asks.check(inputs.known)
     mapping = Mapped(asks, map_defaults, limits, inputs)
     mapping.check(strict=on_error == "raise")
-    tree = Tree(lambda tree: inputs.map(partial(mapping.script, tree)), reduction, limits, on_error)
+    schema = None if reader is None else reader.schema
+    tree = Tree(lambda tree: inputs.map(partial(mapping.script, tree)), reduction, limits, on_error, schema)
     settings = {
         "map": asks.known_as, "reduce": reduction.step.known_as, "separator": separator, "fan_in": limits.most,
         "max_input_tokens": limits.max_input_tokens, "overrides": sorted(overrides), **map_defaults,
         **{f"reduce_{name}": value for name, value in reduce_defaults.items() if value != map_defaults[name]},
     }  # fmt: skip
-    return Asked(tree, Plan(tree.levels()), inputs, settings)
+    return Asked(tree, Plan(tree.levels()), inputs, settings, reader)
 
 
 def _check_room(reduction: Reduction, limits: Limits) -> None:

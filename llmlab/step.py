@@ -76,5 +76,12 @@ class Step:
             TypeError, ValueError: a value is missing, or the prompt is none.
             Exception: whatever the function raises.
         """
-        text = self._function(argument) if self.template is None else self.template.fill(dict(values))  # type: ignore[misc]
-        return Prompt.of(text, **defaults)
+        if self.template is not None:
+            return Prompt.of(self.template.fill(dict(values)), **defaults)
+        assert self._function is not None  # noqa: S101  a step is one or the other
+        made = self._function(argument)
+        try:
+            return Prompt.of(made, **defaults)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{self.name} is a function that gave no prompt: {error}") from None

@@ -11,7 +11,7 @@ asks the same as before, and the journal has it.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -19,7 +19,7 @@ from llmlab.errors import LLMError, TooLong
 from llmlab.estimate import PER_MESSAGE, PER_PROMPT, tokens
 from llmlab.plan import Level, Script
 from llmlab.step import Step
-from llmlab.types import Item, Outcome, Prompt, Usage
+from llmlab.types import Item, Outcome, Prompt, Schema, Usage
 
 OUTPUTS = "mapped_outputs"
 """The placeholder of the answers to be combined."""
@@ -147,6 +147,8 @@ class Node:
     """Which node combines its answer with others. None: none (yet)."""
     text: str | None = None
     """Its answer."""
+    typed: bool = False
+    """Whether it was asked to fit the tree's schema."""
 
     @property
     def items(self) -> int:
@@ -186,6 +188,8 @@ class Tree:
     """How much goes into one call."""
     on_error: OnError = "skip"
     """Whether a failed node is left out, or ends the job."""
+    schema: Schema | None = None
+    """What the last answer is to be. None: text."""
     nodes: list[Node] = field(default_factory=list)
     """All so far, by position."""
     root: Node | None = None
@@ -194,6 +198,8 @@ class Tree:
     """The failure that no node could escape."""
     first_error: BaseException | None = None
     """The first failure of a node."""
+    parsed: Any = None
+    """The root's answer as what `schema` asks for."""
     usage: Usage = field(default_factory=Usage)
     """Tokens of all requests so far, those without an answer included."""
     costs: list[float] = field(default_factory=list)
@@ -210,7 +216,7 @@ class Tree:
         """
         yield self.items(self)
         present, level = [node for node in self.nodes if node.text is not None], 1
-        while len(present) > 1:
+        while len(present) > 1 or self._untyped(present):
             self._tell_total(present)
             present = self._without_too_long(present)
             combined: list[Node] = []
@@ -219,6 +225,8 @@ class Tree:
                 raise TooLong(self._stuck(present))
             present, level = [node for node in combined if node.text is not None], level + 1
         self.root = present[0] if present else None
+        if self.on_total is not None:  # the last guess was too high if answers were left out
+            self.on_total(len(self.nodes))
 
     def ask(self, place: int, item: Item) -> Script:
         """Ask an item."""
@@ -236,7 +244,8 @@ class Tree:
             return self._fits(texts[start:stop])
 
         for group in pack(len(present), most=self.limits.most, fits=fits):
-            if len(group) == 1:
+            last = len(group) == len(present)
+            if len(group) == 1 and not self._untyped(present):
                 combined.append(present[group[0]])
                 continue
             children = tuple(present[group.start : group.stop])
@@ -244,7 +253,14 @@ class Tree:
             for child in children:
                 child.parent = node
             combined.append(node)
-            yield self._ask(node, self.reduction(texts[group.start : group.stop]))
+            prompt = self.reduction(texts[group.start : group.stop])
+            if last and self.schema is not None:
+                node.typed, prompt = True, replace(prompt, schema=self.schema)
+            yield self._ask(node, prompt)
+
+    def _untyped(self, present: Sequence[Node]) -> bool:
+        """Whether one answer is left that was not asked to fit the schema: an item's, or others were lost."""
+        return self.schema is not None and len(present) == 1 and not present[0].typed
 
     def _fits(self, texts: Sequence[str]) -> bool:
         return self.limits.max_input_tokens is None or self.limits.excess(self.reduction(texts)) is None
@@ -280,6 +296,7 @@ class Tree:
         self._count(outcome)
         if outcome.reply is not None:
             node.text = outcome.reply.content
+            self.parsed = outcome.reply.parsed if node.typed else None
             return
         error = outcome.error
         if isinstance(error, LLMError) and error.verdict.fatal:

@@ -1,8 +1,7 @@
-"""`lab.map_reduce`: many into one, with a trace, within limits, resumable."""
+"""`lab.map_reduce`: many into one, within limits, failures left out."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,29 +9,12 @@ import pytest
 
 import llmlab
 from llmlab.clock import run_virtual
-from llmlab.columns import COLUMNS
-from llmlab.errors import AuthFailed, BadRequest, BudgetSpent, LabClosed, TooLong
-from llmlab.logbook import JournalMismatch
-from llmlab.reduce import TREE, Answer, MapReduce
+from llmlab.errors import AuthFailed, BadRequest, BudgetSpent, TooLong
+from llmlab.reduce import Answer, MapReduce
 from llmlab.sim.faults import Faults
-from llmlab.sim.physics import Physics
 from llmlab.sim.transport import Simulator
 from tests.echo import Model, lab_on
-
-MAP, REDUCE = "m {item}", "r {mapped_outputs}"
-
-
-def reduce_on(on: Model, items: Any, *, concurrency: int = 100, **settings: Any) -> tuple[Answer, MapReduce]:
-    settings = {"map": MAP, "reduce": REDUCE, "separator": "+", **settings}
-
-    async def main() -> tuple[Answer, MapReduce]:
-        lab = lab_on(on, concurrency=concurrency)
-        job = lab.map_reduce(items, **settings)
-        return await job, job
-
-    found: tuple[Answer, MapReduce] = run_virtual(main)
-    return found
-
+from tests.reducing import MAP, REDUCE, reduce_on
 
 # -- answers ----------------------------------------------------------------------------------------------
 
@@ -110,6 +92,23 @@ def test_columns_of_a_frame_and_rows_own_parameters() -> None:
     reduce_on(model, table, map="{title} ({index}): {body}")
     assert model.asked[:2] == ["T1 (7): B1", "T2 (7): B2"]
     assert [body.get("temperature") for body in model.bodies] == [0.1, None, None]
+
+
+@pytest.mark.parametrize("columns", [{"text": ["x", "y"]}, {"id": [1, 2], "prompt": ["x", "y"]}])
+def test_of_a_frame_the_item_is_its_only_column_or_its_prompt(columns: dict[str, Any]) -> None:
+    model = Model()
+    reduce_on(model, pd.DataFrame(columns), map="{item}")
+    assert model.asked[:2] == ["x", "y"]
+
+
+def test_what_a_function_gets_wrong_names_the_function_and_the_row() -> None:
+    with pytest.raises(TypeError, match="row 0: map is a function that gave no prompt"):
+        reduce_on(Model(), ["a"], map=lambda _: 3)
+    with pytest.raises(ValueError, match="reduce is a function that gave no prompt"):
+        reduce_on(Model(), ["a", "b"], reduce=lambda _: None)
+    with pytest.raises(ZeroDivisionError) as caught:
+        reduce_on(Model(), ["a"], map=lambda _: 1 / 0)
+    assert caught.value.__notes__ == ["llmlab: raised for row 0"]
 
 
 def test_a_function_gets_the_item_or_the_row() -> None:
@@ -299,7 +298,7 @@ def test_items_of_a_generator_that_cannot_be_asked_are_data() -> None:
         (["a"], {"reduce": "no name"}, ValueError, "reduce: "),
         (["a", None], {}, ValueError, "row 1: .*'item' is missing"),
         ([{"x": 1}, {"y": 1}], {"map": "{x}"}, ValueError, "row 1: .*no column 'x'"),
-        (pd.DataFrame({"a": ["x"]}), {"map": "{item}"}, ValueError, "no column 'item'"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), {"map": "{item}"}, ValueError, "which column is {item}.*'a', 'b'"),
         (["a"], {"on_error": "ignore"}, ValueError, "on_error must be 'skip' or 'raise'"),
         (["a"], {"separator": 1}, TypeError, "separator"),
         (["a"], {"fan_in": 1}, ValueError, "fan_in"),
@@ -318,178 +317,3 @@ def test_bad_input_is_an_error_before_anything_is_sent(items: Any, settings: Any
 def test_an_empty_generator_is_an_error_too() -> None:
     with pytest.raises(ValueError, match="items is empty"):
         reduce_on(Model(), iter([]))
-
-
-# -- the job ----------------------------------------------------------------------------------------------
-
-
-def test_the_trace_has_a_row_for_every_call() -> None:
-    answer, job = reduce_on(Model(), list("abcde"), fan_in=2)
-    trace = job.trace
-    assert list(trace.columns) == [column.name for column in (*TREE, *COLUMNS)]
-    assert {name: str(dtype) for name, dtype in trace.dtypes.items() if name in {c.name for c in TREE}} == {
-        column.name: column.dtype for column in TREE
-    }
-    assert trace[["node", "level", "place"]].to_numpy().tolist() == [
-        [0, 0, 0], [1, 0, 1], [2, 0, 2], [3, 0, 3], [4, 0, 4], [5, 1, 0], [6, 1, 1], [7, 2, 0], [8, 3, 0],
-    ]  # fmt: skip
-    assert trace.parent.fillna(-1).tolist() == [5, 5, 6, 6, 8, 7, 7, 8, -1]
-    assert trace.children.tolist() == [(), (), (), (), (), (0, 1), (2, 3), (5, 6), (7, 4)]
-    assert trace.content.iloc[-1] == answer.content
-    pd.testing.assert_frame_equal(trace[[column.name for column in COLUMNS]], job.frame)
-    assert sorted(job.attempts.position) == trace.node.tolist()
-
-
-def test_progress_knows_how_many_calls_there_will_be() -> None:
-    totals: list[int | None] = []
-
-    async def main() -> None:
-        job = lab_on(Model(answer=lambda _: "s")).map_reduce([f"i{n}" for n in range(30)], map=MAP, reduce=REDUCE)
-        totals.extend([job.look().total async for _ in job])
-
-    run_virtual(main)
-    assert totals == [34] * 34
-
-
-def test_with_a_limit_of_tokens_the_total_is_set_right_on_the_way() -> None:
-    totals: list[int | None] = []
-
-    async def main() -> None:
-        items = [f"i{n}" for n in range(30)]
-        lab = lab_on(Model(answer=lambda _: "s"), concurrency=4)
-        job = lab.map_reduce(items, map=MAP, reduce=REDUCE, max_input_tokens=2000)
-        totals.extend([job.look().total async for _ in job])
-
-    run_virtual(main)
-    assert totals[0] is not None
-    assert totals[0] > 31
-    assert totals[-1] == 31
-
-
-def test_a_cancelled_job_keeps_its_trace_and_leaves_nothing_behind(recwarn: pytest.WarningsRecorder) -> None:
-    async def main() -> pd.DataFrame:
-        job = lab_on(Model(10), concurrency=4).map_reduce(
-            [f"i{n}" for n in range(12)], map=MAP, reduce=REDUCE, fan_in=2
-        )
-        asyncio.get_running_loop().call_later(35, job.cancel)
-        with pytest.raises(asyncio.CancelledError):
-            await job
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        return job.trace
-
-    trace = run_virtual(main)
-    assert trace.groupby("level").status.value_counts().to_dict() == {(0, "ok"): 12, (1, "cancelled"): 6}
-    assert not recwarn.list
-
-
-def test_a_lab_that_is_closed_says_so() -> None:
-    async def main() -> None:
-        lab = lab_on(Model(10))
-        job = lab.map_reduce(["a", "b"], map=MAP, reduce=REDUCE)
-        await asyncio.sleep(1)
-        await lab.aclose(cancel=True)
-        with pytest.raises(LabClosed):
-            await job
-
-    run_virtual(main)
-
-
-def test_a_row_dropped_by_hand_is_left_out() -> None:
-    async def main() -> Answer:
-        job = lab_on(Model(10)).map_reduce(list("abc"), map=MAP, reduce=REDUCE, separator="+")
-        asyncio.get_running_loop().call_later(5, job.drop, 1)
-        return await job
-
-    answer = run_virtual(main)
-    assert (answer.content, answer.left_out) == ("<r <m a>+<m c>>", 1)
-
-
-def test_pausing_holds_the_tree_back() -> None:
-    async def main() -> float:
-        job = lab_on(Model(10)).map_reduce(list("abc"), map=MAP, reduce=REDUCE)
-        loop = asyncio.get_running_loop()
-        loop.call_later(5, job.pause)
-        loop.call_later(100, job.resume)
-        await job
-        return loop.time()
-
-    assert 109 < run_virtual(main) < 111
-
-
-def test_it_works_on_a_thread_and_without_await() -> None:
-    lab = lab_on(Model(0), loop="thread")
-    answer = lab.map_reduce([f"i{n}" for n in range(25)], map=MAP, reduce=REDUCE).result()
-    assert answer.calls == 29
-    lab.close()
-
-
-# -- the journal ------------------------------------------------------------------------------------------
-
-
-def ask(model: Model, path: Path, count: int = 40, **settings: Any) -> Answer:
-    lab = lab_on(model, concurrency=8, prices={"m": (1.0, 3.0)})
-    items = [f"i{n % 15}" for n in range(count)]  # with repetitions
-    settings = {"map": MAP, "reduce": REDUCE, "fan_in": 3, "journal": path, **settings}
-    answer: Answer = lab.map_reduce(items, **settings).result()
-    return answer
-
-
-def test_the_same_call_again_costs_nothing(tmp_path: Path) -> None:
-    first, again = Model(0), Model(0)
-    before, after = ask(first, tmp_path / "run.sqlite"), ask(again, tmp_path / "run.sqlite")
-    assert len(first.asked) == before.calls
-    assert again.asked == []
-    assert before == after
-
-
-@pytest.mark.parametrize("after", [1, 25, 45, 55, 59])
-def test_a_run_stopped_in_the_middle_of_a_level_pays_only_for_what_was_in_flight(tmp_path: Path, after: int) -> None:
-    path, first, again = tmp_path / "run.sqlite", Model(0.001), Model(0)
-    whole = ask(Model(0), tmp_path / "other.sqlite")
-
-    async def stopped() -> pd.DataFrame:
-        items = [f"i{n % 15}" for n in range(40)]
-        lab = lab_on(first, concurrency=8, prices={"m": (1.0, 3.0)})
-        job = lab.map_reduce(items, map=MAP, reduce=REDUCE, fan_in=3, journal=path)
-        seen = 0
-        async for _ in job:
-            seen += 1
-            if seen == after:
-                break  # leaving the loop cancels the job
-        await asyncio.wait([asyncio.ensure_future(job.ended())])
-        return job.trace
-
-    trace = asyncio.run(stopped())
-    done = int((trace.status == "ok").sum())
-    assert done >= after
-    answer = ask(again, path)
-    assert answer.content == whole.content
-    assert len(again.asked) == answer.calls - done
-    assert len(first.asked) - done <= 8, "paid for twice is what was in flight at most"
-
-
-def test_failures_are_tried_again(tmp_path: Path) -> None:
-    first, again = Model(0, bad=("i3", "i7")), Model(0)
-    assert ask(first, tmp_path / "run.sqlite", count=15).left_out > 0
-    answer = ask(again, tmp_path / "run.sqlite", count=15)
-    assert answer.left_out == 0
-    assert {"m i3", "m i7"} < set(again.asked)
-    assert "m i1" not in again.asked
-
-
-@pytest.mark.parametrize("other", [{"map": "other {item}"}, {"reduce": "other {mapped_outputs}"}, {"fan_in": 4}])
-def test_another_tree_on_the_same_journal_is_an_error(tmp_path: Path, other: dict[str, Any]) -> None:
-    ask(Model(0), tmp_path / "run.sqlite")
-    with pytest.raises(JournalMismatch):
-        ask(Model(0), tmp_path / "run.sqlite", **other)
-
-
-def test_groups_are_the_same_whatever_was_learned_meanwhile(tmp_path: Path) -> None:
-    """A lab that has learned how many tokens a character makes packs as a fresh one does."""
-    path, items = tmp_path / "run.sqlite", [f"Question {n}" for n in range(60)]
-    simulator = Simulator(seed=1, physics=Physics.instant())
-    lab = llmlab.Lab("openai:m", transport=simulator, seed=1, progress=False)
-    settings: dict[str, Any] = {"map": MAP, "reduce": REDUCE, "max_input_tokens": 400, "map_max_tokens": 40}
-    first = lab.map_reduce(items, journal=path, **settings).result()
-    assert lab.map_reduce(items, journal=path, **settings).result() == first
-    assert simulator.requests == first.calls

@@ -293,6 +293,32 @@ def test_a_server_that_ignores_the_form_is_found_out_after_three_answers() -> No
     assert forms.of("n") == "json_schema", "who has obeyed once does know the field"
 
 
+def test_a_form_counts_again_when_an_answer_comes_later_that_obeys_it(capsys: pytest.CaptureFixture[str]) -> None:
+    forms = Forms("openai", ("json_schema", "json_object"))
+    for _ in range(3):  # refusals are short, and arrive first
+        forms.listen("m", "json_schema", "I cannot help with that.")
+    assert forms.of("m") == "json_object"
+    forms.listen("m", "json_object", '{"from": "one asked meanwhile"}')
+    forms.listen("m", "json_schema", 'Sure: {"prose": "around it"}')
+    assert forms.of("m") == "json_object"
+    forms.listen("m", "json_schema", ' {"asked": "before"}')
+    assert forms.of("m") == "json_schema"
+    assert "after all" in capsys.readouterr().err
+
+
+def test_a_server_that_ignores_the_form_is_found_out_one_row_at_a_time_too() -> None:
+    """Asked again in words it answers in JSON, which says nothing of the form."""
+    sim = Simulator(structured="ignored", seed=1)
+    lab = llmlab.Lab("openai:m", transport=sim, concurrency=1, progress=False, seed=1)
+    out = run_virtual(lambda: _awaited(lab.run_many([f"Review {n}" for n in range(20)], schema=Review)))
+    assert (out.status == "ok").all()
+    assert sim.requests <= 20 + 6
+
+
+async def _awaited(job: Any) -> Any:
+    return await job
+
+
 class Review(BaseModel):
     label: Literal["good", "bad"]
     stars: int = Field(ge=1, le=5)

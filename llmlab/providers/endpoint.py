@@ -199,7 +199,7 @@ class _Exchange:
         finally:
             await answer.aclose()
         if self.form is not None and self.draft.finish_reason == "stop":
-            self.provider.forms.listen(self.model, self.form, self.draft.text)
+            self.provider.forms.listen(self.model, self.form, self.draft.text, kind=self.kind)
         return self._reply(answer.headers, self.sent)
 
     def judge(self, error: LLMError) -> LLMError:

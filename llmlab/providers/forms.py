@@ -6,7 +6,8 @@
     instructions    the schema in the prompt's words, nothing else                   every model
 
 A model starts with the best form that its dialect knows, and goes on to the next for good when its server refuses one
-with a 400, or ignores it: its first three answers are no JSON at all. Both are said once.
+with a 400, or ignores it: its first three answers are no JSON at all. Both are said once. The first answers are the
+shortest ones, and refusals are short: when one comes later that is JSON and nothing else, its form counts again.
 """
 
 import re
@@ -18,6 +19,8 @@ from llmlab.types import Form
 
 DEAF = 3
 """Answers without any JSON, and none with it, after which a form counts as ignored."""
+TELLING = ("first", "fallback")
+"""Kinds of attempts whose answers tell whether a form is obeyed: who is asked again has been told of it in words."""
 
 _REFUSED = re.compile(
     r"response.?format|output.?(?:config|format)|json.?(?:object|mode)|structured.?output|grammar|guided|schema",
@@ -53,12 +56,15 @@ class Forms:
         self._go_on(model, form, error.message)
         return NoStructuredOutput(error.message, status=error.status, code=error.code, request_id=error.request_id)
 
-    def listen(self, model: str, form: Form, text: str) -> None:
-        """Learn from a complete answer whether the form is obeyed."""
-        if form == "instructions" or model in self._heard:
+    def listen(self, model: str, form: Form, text: str, *, kind: str = "first") -> None:
+        """Learn from a complete answer to an attempt of some kind whether the form is obeyed."""
+        if form == "instructions" or kind not in TELLING:
             return
+        if text.lstrip().startswith("{"):
+            self._go_back(model, form)
         if "{" in text:
             self._heard.add(model)
+        if model in self._heard:
             return
         self._deaf[model] += 1
         if self._deaf[model] >= DEAF:
@@ -70,6 +76,12 @@ class Forms:
             return
         self._at[model], self._deaf[model] = at, 0
         say(f"llmlab: {self._name}:{model} takes no {form}; from now on it is asked {_WORDS[self.of(model)]}. {why}")
+
+    def _go_back(self, model: str, form: Form) -> None:
+        at = self._known.index(form)
+        if self._at[model] > at:
+            self._at[model] = at
+            say(f"llmlab: {self._name}:{model} takes {form} after all, and is asked so again")
 
 
 _WORDS = {"json_object": "for a JSON object, told which", "instructions": "in the prompt's words"}

@@ -45,9 +45,8 @@ def test_a_packed_row_is_told_what_it_is_told_alone(model: str) -> None:
 
 def test_the_lab_without_a_key_packs_too() -> None:
     async def main() -> Any:
-        lab = Lab(progress=False)
-        out = await lab.run_many(TEXTS, pack=10)
-        return out, lab.last.attempts
+        job = Lab(progress=False).run_many(TEXTS, pack=10)
+        return await job, job.attempts
 
     out, attempts = run_virtual(main)
     assert (out.status == "ok").all()
