@@ -224,6 +224,7 @@ BANDS = {
     "service.faults": 1,
     "service.rooms": 2,
     "service.shapes": 12,
+    "otel": 9,
     "service.logs": 0,
     "service.figures": 0,
     "service.sockets": 0,

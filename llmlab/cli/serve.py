@@ -2,10 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,37 @@ async def _serve(run_app: Any, keys: Mapping[str, str], args: argparse.Namespace
         queue=args.queue,
         seed=args.seed,
     ) as lab:
-        await run_app(
-            lab,
-            host=args.host,
-            port=args.port,
-            keys=keys,
-            models=args.allow_model,
-            state_dir=args.state,
-            rpm=args.rpm_per_key,
-            max_pending=args.max_pending,
-            deadline=args.deadline,
-            grace=args.grace,
-            cors=args.cors,
-            log_prompts=args.log_prompts,
-        )
+        with _telemetry(lab, wanted=args.otel) as more:
+            await _run(run_app, lab, keys, args, more)
+
+
+@contextlib.contextmanager
+def _telemetry(lab: Lab, *, wanted: bool) -> Iterator[Any]:
+    if not wanted:
+        yield {}
+        return
+    otel = import_module("llmlab.otel")  # needs the extra "otel"
+    with otel.exporting() as (spans, figures):
+        otel.instrument(lab, tracer_provider=spans, meter_provider=figures)
+        yield {"middleware": [otel.Continuing]}
+
+
+async def _run(run_app: Any, lab: Lab, keys: Mapping[str, str], args: argparse.Namespace, more: Any) -> None:
+    await run_app(
+        lab,
+        host=args.host,
+        port=args.port,
+        keys=keys,
+        models=args.allow_model,
+        state_dir=args.state,
+        rpm=args.rpm_per_key,
+        max_pending=args.max_pending,
+        deadline=args.deadline,
+        grace=args.grace,
+        cors=args.cors,
+        log_prompts=args.log_prompts,
+        **more,
+    )
 
 
 def _is_loopback(host: str) -> bool:
@@ -120,6 +138,8 @@ def _where(group: Any) -> None:
         action="store_true",
         help="put prompts' texts into the log, which has one JSON object a line, on standard output",
     )
+    group.add_argument("--otel", action="store_true", help=(
+        "send OpenTelemetry spans and metrics to a collector, as the variables OTEL_* say"))  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="log warnings only")
 
 

@@ -5,7 +5,7 @@ import contextlib
 import ipaddress
 import math
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -81,7 +81,14 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def serving(
-    lab: Lab, *, host: str = "127.0.0.1", port: int = 0, grace: float = 30.0, signals: bool = False, **settings: Any
+    lab: Lab,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    grace: float = 30.0,
+    signals: bool = False,
+    middleware: Iterable[Any] = (),
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """Serve a lab while the block runs, on the loop on which the lab lives, as in a notebook or a test.
 
@@ -91,6 +98,7 @@ async def serving(
         port: 0: any free one.
         grace: Seconds that requests at work get when the service ends.
         signals: Whether SIGINT and SIGTERM end it.
+        middleware: Layers to be put around the app, the outermost last.
         settings: As `llmlab.service.create_app` takes them.
 
     Raises:
@@ -101,6 +109,8 @@ async def serving(
     if not settings.get("keys") and not _is_loopback(host):
         raise ValueError(f"host {host} is not loopback, so keys are needed")
     app = create_app(lab, grace=grace, **settings)
+    for each in middleware:
+        app.add_middleware(each)
     server = _Server(_config(app, grace), app.state.desk, signals=signals)
     with _listen(host, port) as listening:
         await app.state.archive.open()  # here, so that its trouble is told in its own words

@@ -1,13 +1,16 @@
 """The program `llmlab serve` itself: killed, restarted and told to end in the middle of its work."""
 
+import gzip
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +124,42 @@ def test_the_log_is_lines_of_json_on_standard_output(start: Start, tmp_path: Pat
     lines = [json.loads(line) for line in text.splitlines() if not line.startswith("llmlab: ")]
     assert next(line["status"] for line in lines if line["logger"] == "llmlab.service") == 200
     assert "secret thought" not in text
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """An OTLP collector, and what it has got by path."""
+    got: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got[self.path] = got.get(self.path, b"") + (
+                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+            )
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", got
+        server.shutdown()
+        thread.join()
+
+
+def test_telemetry_goes_to_a_collector_without_texts(
+    start: Start, tmp_path: Path, collector: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, got = collector
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    _, upstream = start(code=UPSTREAM)
+    process, url = serve(start, upstream, tmp_path / "jobs", "--otel")
+    httpx.post(f"{url}/v1/completions", json={"prompt": "a secret thought"}, timeout=30)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert b"gen_ai.usage.output_tokens" in got["/v1/traces"]
+    assert b"gen_ai.client.operation.duration" in got["/v1/metrics"]
+    assert b"secret thought" not in b"".join(got.values())
