@@ -97,10 +97,10 @@ if not _TYPE_CHECKING:  # for a checker, a name that is not there must not be An
         return sorted({*globals(), *_LAZY})
 
 
-def _opener(board: tuple[str, str], grid: tuple[str, str]) -> _Maker:
+def _opener(usual: tuple[str, str], **others: tuple[str, str]) -> _Maker:
     def open_view(job: _Any) -> _View:
         # Widgets are imported when the first one is displayed, not before.
-        module, name = grid if job.name == "show" else board
+        module, name = others.get(job.name, usual)
         view: _View = getattr(_importlib.import_module(module), name)(job)
         return view
 
@@ -109,8 +109,16 @@ def _opener(board: tuple[str, str], grid: tuple[str, str]) -> _Maker:
 
 _MAKERS.update(
     {
-        "widget": _opener(("llmlab.widgets", "BoardView"), ("llmlab.gridview", "GridView")),
-        "html": _opener(("llmlab.tables", "HtmlView"), ("llmlab.gridhtml", "GridHtml")),
+        "widget": _opener(
+            ("llmlab.widgets", "BoardView"),
+            show=("llmlab.gridview", "GridView"),
+            tune=("llmlab.tuneview", "TuneView"),
+        ),
+        "html": _opener(
+            ("llmlab.tables", "HtmlView"),
+            show=("llmlab.gridhtml", "GridHtml"),
+            tune=("llmlab.tunehtml", "TuneHtml"),
+        ),
     }
 )
 

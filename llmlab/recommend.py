@@ -4,7 +4,8 @@ the SLO                 numbers at which fewer than `attainment` of the rows kep
 the knee is identified  the greatest number measured that is not beyond it, or the knee itself if the SLO leaves it
 it is not               the last number that the step to was still worth its price: at least `elasticity` percent
 more throughput for 1% more in flight
-a rate limit binds      more in flight buys nothing; the rate measured is recommended as `rpm`
+no number keeps it      the greatest that comes as close as any, and is not beyond the knee
+a rate limit binds      more in flight buys nothing; the rate measured at the greatest number is recommended as `rpm`
 """
 
 import math
@@ -21,6 +22,10 @@ ATTAINMENT = 0.95
 """Share of the rows that must keep the SLO."""
 BELOW = 0.98
 """Share of the rate at which 429s or the ledger bound it that is recommended: at all of it some are refused."""
+MORE = 1.05
+"""Times as many in flight that a greater concurrency must bring to count as one."""
+DOUBT = 2.0
+"""Standard errors within which two shares are taken for the same."""
 RATE = "rate limit"
 """What `bound_by` calls it."""
 
@@ -94,13 +99,14 @@ def recommend(
     found = None if fitted is None else fitted.knee(elasticity)
     wanted, why = _wanted(points, found, elasticity)
     chosen, concurrency, reason = _choose(points, good, wanted, why, attainment)
-    limited = chosen["bound_by"] == RATE
+    limited = [each for each in points if each["bound_by"] == RATE and each["concurrency"] >= chosen["concurrency"]]
     if limited:
-        reason += f"; a rate limit binds there, at {chosen['rows_per_s'] * 60:.0f} rows a minute"
+        least, rate = limited[0]["concurrency"], limited[-1]["rows_per_s"] * 60
+        reason += f"; a rate limit binds from {least} on, at {rate:.0f} rows a minute"
     within = chosen["within_slo"]
     return Recommendation(
         concurrency,
-        chosen["requests_per_s"] * 60 * BELOW if limited else None,
+        limited[-1]["requests_per_s"] * 60 * BELOW if limited else None,
         chosen["rows_per_s"],
         chosen["p95_ms"],
         None if math.isnan(within) else within,
@@ -132,6 +138,7 @@ def _points(known: Frame) -> list[dict[str, Any]]:
         point: dict[str, Any] = {name: float(rows[name].astype("float64").mean()) for name in numbers}
         point["concurrency"] = int(str(concurrency))
         sent = rows["ok"] + rows["failed"] + rows["throttled"]
+        point["rows"] = float((rows["ok"] + rows["failed"]).sum())
         point["requests_per_s"] = float(sent.sum() / rows["window_s"].sum())
         point["bound_by"] = next(iter(rows["bound_by"].mode()), None)
         points.append(point)
@@ -145,14 +152,28 @@ def _wanted(points: list[dict[str, Any]], found: Knee | None, elasticity: float)
     doubt = "only one number was measured" if found is None else f"the knee is not identified ({found.reason})"
     worth = points[0]
     for before, after in pairwise(points):
-        if gained(_place(before), _place(after)) < elasticity:
+        if _same(before, after) or gained(_place(before), _place(after)) < elasticity:
             return worth["concurrency"], f"{doubt}; beyond {worth['concurrency']} a step buys too little"
         worth = after
     return worth["concurrency"], f"{doubt}; each step up to the greatest measured was worth it"
 
 
+def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether something else than the concurrency says how many are in flight: a rate limit, mostly."""
+    return bool(after["in_flight"] < MORE * before["in_flight"])
+
+
 def _place(point: dict[str, Any]) -> tuple[float, float]:
     return point["in_flight"], point["rows_per_s"]
+
+
+def _closest(points: list[dict[str, Any]], wanted: float) -> dict[str, Any]:
+    """The greatest number, as far as more of it is wanted, whose share of rows within the SLO is as good as any."""
+    best = max(points, key=lambda each: each["within_slo"])
+    share = best["within_slo"]
+    doubt = DOUBT * math.sqrt(max(share * (1 - share), 0.0) / max(best["rows"], 1.0))
+    alike = [each for each in points if each["within_slo"] >= share - doubt and each["concurrency"] <= wanted]
+    return alike[-1] if alike else best
 
 
 def _choose(
@@ -160,9 +181,9 @@ def _choose(
 ) -> tuple[dict[str, Any], int, str]:
     """The point to go by, the number to recommend, and the reason."""
     if not good:
-        best = max(points, key=lambda each: each["within_slo"])
+        best = _closest(points, wanted)
         share = f"{best['within_slo']:.0%}"
-        words = f"no number keeps the SLO for {attainment:.0%} of the rows; this one comes closest ({share})"
+        words = f"no number keeps the SLO for {attainment:.0%} of the rows; none comes closer than this one ({share})"
         return best, best["concurrency"], words
     most = good[-1]["concurrency"]
     if wanted > most and most < points[-1]["concurrency"]:

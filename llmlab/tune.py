@@ -118,6 +118,7 @@ class Tuning(Handle[Recommendation]):
         self.used: str | None = None
         """What `use` has set last, in words."""
         self._sweeps: list[Sweep] = []
+        self._spent: list[Sweep] = []  # on the real provider: their answers are kept, whatever is tried afterwards
         self._next: Setup | None = None
         self._framed: tuple[Any, Frame] | None = None
         self._fitted: tuple[Any, Fit] | None = None
@@ -138,8 +139,12 @@ class Tuning(Handle[Recommendation]):
     @property
     def rows(self) -> Frame:
         """The rows sent for it; see `Sweep.rows`. On a real provider its index is the input rows' positions."""
-        frames = [sweep.rows for sweep in self._sweeps]
-        return pd.concat(frames) if frames else pd.DataFrame()
+        return _rows(self._sweeps)
+
+    @property
+    def answers(self) -> Frame:
+        """Those sent to the real provider, by the input rows' positions, whatever was tried afterwards."""
+        return _rows(self._spent)
 
     @property
     def fit(self) -> Fit | None:
@@ -177,6 +182,16 @@ class Tuning(Handle[Recommendation]):
         return "done" if self.trouble is None else "failed"
 
     @property
+    def wanted(self) -> Setup:
+        """What is tried, or is to be tried next."""
+        return self._next or self.setup
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """What was begun with the present settings."""
+        return tuple(self._sweeps)
+
+    @property
     def trouble(self) -> str | None:
         """Why there is no recommendation though it is over, in words."""
         over = self._task is not None and self._task.done() and not self._task.cancelled()
@@ -199,8 +214,8 @@ class Tuning(Handle[Recommendation]):
         Raises:
             TypeError, ValueError: they are not usable.
         """
-        setup = replace(self._next or self.setup, **settings)
-        if setup == (self._next or self.setup) and self.state == "running":
+        setup = replace(self.wanted, **settings)
+        if setup == self.wanted and self.state == "running":
             return
         self._next, self._stopped = setup, None
         if self.state == "running":
@@ -235,7 +250,7 @@ class Tuning(Handle[Recommendation]):
         Raises:
             TypeError, ValueError: a setting is not usable, or no rows of the user's own were tuned on.
         """
-        if self.setup.scenario != LIVE:
+        if not self._spent:
             raise ValueError("there is no rest: this was tuned on a simulated provider; use() sets what was found")
         how = Rest(**settings)
         self.use()
@@ -257,7 +272,7 @@ class Tuning(Handle[Recommendation]):
     # -- inside -------------------------------------------------------------------------------------------
 
     def _make(self) -> Coroutine[Any, Any, Recommendation]:
-        if (self._next or self.setup).scenario == UNDECIDED:
+        if self.wanted.scenario == UNDECIDED:
             raise ValueError(
                 "this lab's provider is a real one: tune(prompts, live=True) sends some of them to it, scenario=… "
                 "simulates one"
@@ -284,6 +299,8 @@ class Tuning(Handle[Recommendation]):
     async def _sweep(self, grid: tuple[int, ...]) -> None:
         sweep = self.ways.begin(self, grid, False if self.shown.on else None)
         self._sweeps.append(sweep)
+        if self.setup.scenario == LIVE:
+            self._spent.append(sweep)
         await sweep
 
     def _stop(self, reason: str) -> None:
@@ -301,6 +318,11 @@ class Tuning(Handle[Recommendation]):
     def __repr__(self) -> str:
         found = f", {self.recommendation}" if len(self.frame) else ""
         return f"<Tuning: {len(self.frame)} points, {self.state}{found}>"
+
+
+def _rows(sweeps: list[Sweep]) -> Frame:
+    frames = [sweep.rows for sweep in sweeps]
+    return pd.concat(frames) if frames else pd.DataFrame()
 
 
 def _joined(frames: list[Frame]) -> Frame:

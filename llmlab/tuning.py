@@ -220,7 +220,7 @@ class TuningVerb(Experiments):
 
     def _rest_of(self, asked: "_Asked", tuning: Tuning, rest: Rest) -> Job[Frame]:
         assert asked.items is not None  # noqa: S101  a live tuning has rows
-        items, index, answers, keeper = asked.items.items, asked.items.index, tuning.rows, None
+        items, index, answers, keeper = asked.items.items, asked.items.index, tuning.answers, None
         if rest.journal is not None:
             told = {"template": asked.template, **self._parameters(None, None, None, None, None)}
             keeper = self._keeper(Journal(rest.journal, durability=rest.durability), told)

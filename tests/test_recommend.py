@@ -108,3 +108,21 @@ def test_aims_that_make_no_sense_are_named(arguments: dict[str, Any], complaint:
 def test_nothing_is_recommended_where_nothing_was_answered() -> None:
     with pytest.raises(ValueError, match="no row was answered"):
         recommend(sweep({"concurrency": 1, "rows_per_s": 0.0}))
+
+
+def test_numbers_that_bring_no_more_in_flight_are_not_recommended() -> None:
+    points = [
+        {"concurrency": n, "in_flight": min(n, 21 - n / 100), "rows_per_s": min(n, 21.0) * (1 + n / 1000),
+         "bound_by": "rate limit" if n > 21 else "concurrency"}
+        for n in GRID
+    ]  # fmt: skip
+    found = recommend(sweep(*points))
+    assert found.concurrency in (16, 21, 32)
+    assert "a rate limit binds from 32 on" in found.reason
+
+
+def test_of_numbers_that_miss_the_slo_alike_the_one_with_more_throughput_is_named() -> None:
+    shares = {1: 0.89, 2: 0.9, 4: 0.87, 8: 0.89, 16: 0.88, 32: 0.2, 64: 0.0}
+    points = [{"concurrency": n, "rows_per_s": float(min(n, 16)), "within_slo": share} for n, share in shares.items()]
+    found = recommend(sweep(*points))
+    assert (found.concurrency, found.keeps_slo) == (16, False)
