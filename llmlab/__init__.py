@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from llmlab import accessor as _accessor  # noqa: F401  registers df.llm with pandas
-from llmlab import fits as fits
 from llmlab import journal as journal
 from llmlab.errors import LLMError
 from llmlab.events import Event
@@ -26,17 +25,13 @@ from llmlab.policies.pack import Pack
 from llmlab.policies.retry import Retry
 from llmlab.policies.timeout import Timeout
 from llmlab.prices import Price
-from llmlab.recommend import Recommendation
 from llmlab.rules.adaptive import Adaptive
 from llmlab.rules.breaker import Breaker
 from llmlab.rules.classic import AIMD, Fixed, Gradient
 from llmlab.rules.elastic import Elastic
 from llmlab.rules.rate import Rate
 from llmlab.rules.slots import Slots
-from llmlab.scenario import Scenario
-from llmlab.stats import summary
 from llmlab.strategy import Strategy
-from llmlab.twin import NotIdentified, Twin
 from llmlab.types import Message, Outcome, Prompt, Reply, Usage
 from llmlab.version import __version__
 from llmlab.views import MAKERS as _MAKERS
@@ -44,7 +39,13 @@ from llmlab.views import Maker as _Maker
 from llmlab.views import View as _View
 
 if _TYPE_CHECKING:
+    from llmlab import fits as fits
     from llmlab import plots as plots
+    from llmlab.recommend import Recommendation as Recommendation
+    from llmlab.scenario import Scenario as Scenario
+    from llmlab.stats import summary as summary
+    from llmlab.twin import NotIdentified as NotIdentified
+    from llmlab.twin import Twin as Twin
 
 __all__ = [
     "AIMD",
@@ -82,16 +83,24 @@ __all__ = [
     "summary",
 ]
 
-_LAZY = ("plots",)
-
+_LAZY = {
+    "NotIdentified": "twin",
+    "Recommendation": "recommend",
+    "Scenario": "scenario",
+    "Twin": "twin",
+    "fits": "fits",
+    "plots": "plots",
+    "summary": "stats",
+}
+"""Names that are imported when they are first asked for, and where they stand: few sessions need them."""
 
 if not _TYPE_CHECKING:  # for a checker, a name that is not there must not be Any
 
     def __getattr__(name: str) -> _Any:
-        """Import `llmlab.plots` when it is first asked for: matplotlib is heavy, and an extra."""
-        if name in _LAZY:
-            return _importlib.import_module(f"llmlab.{name}")
-        raise AttributeError(f"module 'llmlab' has no attribute {name!r}")
+        if name not in _LAZY:
+            raise AttributeError(f"module 'llmlab' has no attribute {name!r}")
+        module = _importlib.import_module(f"llmlab.{_LAZY[name]}")
+        return module if name == _LAZY[name] else getattr(module, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_LAZY})

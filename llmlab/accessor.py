@@ -3,13 +3,13 @@
 Registered with pandas when llmlab is imported.
 """
 
+from importlib import import_module
 from typing import Any
 
 import pandas as pd
 
 from llmlab.job import Job
 from llmlab.lab import Lab
-from llmlab.stats import summary
 
 
 @pd.api.extensions.register_dataframe_accessor("llm")
@@ -49,7 +49,8 @@ class FrameAccessor:
         Raises:
             ValueError: the frame is none.
         """
-        return summary(self._frame)
+        found: pd.Series[Any] = import_module("llmlab.stats").summary(self._frame)
+        return found
 
 
 @pd.api.extensions.register_series_accessor("llm")

@@ -3,14 +3,15 @@
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from llmlab.batch.verbs import Batching
 from llmlab.call import NORMAL
 from llmlab.chains import Chain, Steps, read_chain
 from llmlab.combining import Combining
+from llmlab.core import Core
+from llmlab.doors import Door
 from llmlab.factorial import Factorial
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
@@ -20,13 +21,30 @@ from llmlab.progress import line_of, say
 from llmlab.settings import budget_of, check_priority, pack_of
 from llmlab.streaming import Many, Streaming, frame_of, one
 from llmlab.submitting import Submitting, only_reply
-from llmlab.tuning import TuningVerb
 from llmlab.typed import REASK, reader_of
 from llmlab.types import Message, Prompt, Reply
 from llmlab.views import maker
 
+if TYPE_CHECKING:
+    from llmlab.batch.verbs import Batching
+    from llmlab.tuning import TuningVerb
 
-class Lab(Batching, Combining, Factorial, Submitting, Streaming, TuningVerb):
+    class _Late(Batching, TuningVerb): ...
+
+else:
+
+    class _Late(Core):
+        """Verbs that few sessions use."""
+
+        compare = Door("llmlab.tuning", "TuningVerb")
+        sweep = Door("llmlab.tuning", "TuningVerb")
+        tune = Door("llmlab.tuning", "TuningVerb")
+        use = Door("llmlab.tuning", "TuningVerb")
+        submit_batch = Door("llmlab.batch.verbs", "Batching")
+        attach_batch = Door("llmlab.batch.verbs", "Batching")
+
+
+class Lab(Combining, Factorial, Submitting, Streaming, _Late):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.

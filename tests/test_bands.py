@@ -41,6 +41,7 @@ BANDS = {
     "version": 0,
     "steady": 0,
     "writer": 0,
+    "doors": 0,
     "sim.packs": 1,
     "pilot": 1,
     "bootstrap": 1,

@@ -45,7 +45,7 @@ def test_a_public_name_can_be_imported(name: str) -> None:
 
 
 def test_nothing_else_looks_public() -> None:
-    found = {name for name, value in vars(llmlab).items() if not isinstance(value, ModuleType)}
+    found = {name for name in dir(llmlab) if not isinstance(getattr(llmlab, name), ModuleType)}
     public = {name for name in found if not name.startswith("_")} | {"__version__"}
     assert public - {"load_ipython_extension"} == set(llmlab.__all__), "and what IPython looks for by that name"
 

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -11,8 +13,10 @@ from llmlab.providers.endpoint import Provider, Secret
 from llmlab.providers.openai import OpenAI
 from llmlab.providers.openai_batches import OpenAIBatches
 from llmlab.providers.presets import PRESETS, Preset
-from llmlab.sim.transport import Simulator
 from llmlab.template import did_you_mean
+
+if TYPE_CHECKING:
+    from llmlab.sim.transport import Simulator
 
 SIMULATED = "sim"
 
@@ -34,16 +38,17 @@ def connect(
     name, model_name = _split(model)
     # At another address it may be another one's model under the same name. Azure always has an address of its own.
     own = base_url is None or name == "azure"
-    listed = name if own and not isinstance(transport, Simulator) else None
+    simulated = transport is not None and isinstance(transport, _simulator())
+    listed = name if own and not simulated else None
     book = PriceBook(prices or {}, provider=listed)
     if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
         raise TypeError(f"transport must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
     if name == SIMULATED:
-        sender = transport or Simulator(seed=seed or 0)
+        sender = transport or _simulator()(seed=seed or 0)
         url = base_url or "http://simulated/v1"
         return Provider(name, OpenAI(), model_name, url, transport=sender, prices=book, batches=OpenAIBatches())
     preset = PRESETS[name]
-    key = _key(name, preset, api_key, needed=base_url is None and not isinstance(transport, Simulator))
+    key = _key(name, preset, api_key, needed=base_url is None and not simulated)
     if key is not None and httpx.URL(base_url or "").userinfo:
         raise ValueError("base_url carries a user and password, and there is a key too: only one of them can be sent")
     return Provider(
@@ -57,6 +62,12 @@ def connect(
         prices=book,
         batches=preset.batches(),
     )
+
+
+def _simulator() -> "type[Simulator]":
+    """Loaded when it is needed: who asks a real provider need not wait for it."""
+    found: type[Simulator] = import_module("llmlab.sim.transport").Simulator
+    return found
 
 
 def _split(model: str) -> tuple[str, str]:
