@@ -245,7 +245,8 @@ class Streaming(Core):
         return self._known(Show(asked, order, by=by, home=self._home, tuner=self))
 
     def _streamed(self, name: str, rows: Rows, lane: Lane, flow: Flow) -> Job[Any]:
-        return self._job(name, rows, stream=True, finish=frame_of, lane=lane, flow=flow)
+        # Whoever reads pieces takes no frame at the end, and asks for one where it is wanted.
+        return self._job(name, rows, stream=True, finish=_no_frame, lane=lane, flow=flow)
 
 
 def one(prompt: Any, defaults: dict[str, Any]) -> Rows:
@@ -257,3 +258,7 @@ def one(prompt: Any, defaults: dict[str, Any]) -> Rows:
 def frame_of(job: Job[pd.DataFrame]) -> pd.DataFrame:
     """What a job of many rows gives back."""
     return job.frame
+
+
+def _no_frame(_: Job[None]) -> None:
+    """What a job gives back whose rows were handed out while they came."""
