@@ -21,6 +21,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -265,6 +266,10 @@ class _Interrupts:
 _interrupts = _Interrupts()
 
 
+heeds_interrupts: ContextVar[bool] = ContextVar("heeds_interrupts", default=True)
+"""Whether an interrupt is meant for what is waited for here; a server's requests leave it to the server."""
+
+
 @contextlib.contextmanager
 def sigint_guard(
     stop: Callable[[], object], cancel: Callable[[], object], *, loop: asyncio.AbstractEventLoop | None = None
@@ -274,7 +279,7 @@ def sigint_guard(
     The first interrupt calls `stop` on the loop (the running one by default), the second `cancel`, the third
     raises KeyboardInterrupt. The kernel's own interrupt would only be seen at the loop's next event.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not heeds_interrupts.get() or threading.current_thread() is not threading.main_thread():
         yield
         return
     there = loop or asyncio.get_running_loop()

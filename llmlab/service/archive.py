@@ -20,6 +20,7 @@ from typing import Any
 
 from llmlab.events import Finished
 from llmlab.job import Job
+from llmlab.loops import heeds_interrupts
 from llmlab.runlock import JournalBusy, RunLock
 from llmlab.service.asking import named_mistakes, paced, row_of
 from llmlab.service.desk import Client, Desk
@@ -183,6 +184,7 @@ class Archive:
         entry.ended = asyncio.ensure_future(self._until_end(entry, job, rooms))
 
     async def _until_end(self, entry: Entry, job: Job[Any], rooms: tuple[Room, ...]) -> None:
+        heeds_interrupts.set(False)
         try:
             await job
         except Exception as error:  # the job's own failure is its status

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmlab.loops import heeds_interrupts
 from llmlab.service.desk import Desk
 from llmlab.service.faults import Failure, Fault, fault_of
 
@@ -68,7 +69,7 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        held = _Body(self._desk, state, receive)
+        held, token = _Body(self._desk, state, receive), heeds_interrupts.set(False)
         try:
             self._admit(scope, headers, state)
             held.check(headers)
@@ -80,6 +81,7 @@ class Guard:
             fault = error.fault if isinstance(error, Failure) else internal(error, request_id)
             await refuse(fault, request_id)(scope, receive, answer)
         finally:
+            heeds_interrupts.reset(token)
             held.leave()
             self._note(scope, state, status, time.perf_counter() - begun)
 

@@ -87,7 +87,10 @@ def test_a_job_outlives_the_sudden_death_of_its_server(start: Start, tmp_path: P
     assert (folder / f"{job}.json").stat().st_mode & 0o077 == 0, "prompts and answers are for their owner's eyes only"
 
 
-def test_sigterm_ends_the_server_well_and_soon_whoever_looks_on(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_well_and_soon_whoever_looks_on(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
     _, upstream = start(code=UPSTREAM)
     process, url = serve(start, upstream, tmp_path / "jobs", "--grace", "20")
     job = httpx.post(f"{url}/v1/jobs", json={"prompts": ["row"] * 5000}, timeout=30).json()["id"]
@@ -98,7 +101,7 @@ def test_sigterm_ends_the_server_well_and_soon_whoever_looks_on(start: Start, tm
         assert next(figures.iter_lines()).startswith("data: ")
         next(events.iter_lines())
         began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.wait(timeout=60) == 0
     assert time.monotonic() - began < 15, "the grace is for requests at work, and there are none"
 
