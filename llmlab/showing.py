@@ -64,6 +64,11 @@ class Shown:
             except Exception:  # noqa: BLE001  a picture's trouble is not the run's
                 _log.exception("llmlab: the job's board could not be closed")
 
+    def reopen(self) -> None:
+        """Let it be shown anew after its end; what was left behind stays."""
+        if self.ended is not None:
+            self.ended = self._view = self._ticker = None
+
     def display(self, job: Any) -> bool:
         """Show the job in the cell at work; whether there is a notebook that can show it."""
         make = live_maker()

@@ -260,6 +260,7 @@ class Tuning(Handle[Recommendation]):
         """Show it live in a notebook; its repr elsewhere."""
         if self._home.loop is None and not self._home.elsewhere and running_loop() is not None:
             self._home.bind()  # what a knob says may come on another thread, and must find the way
+        self.shown.reopen()
         if not self.shown.display(self):
             print(repr(self))  # noqa: T201  what a terminal shows of a value
         else:

@@ -158,7 +158,7 @@ class TuningVerb(Experiments):
         return found
 
     def _ways(self, asked: "_Asked") -> Ways:
-        own = [(OWN, "as you gave it" if self._simulator is None else "this lab's simulated provider")]
+        own = [(OWN, "as you gave it" if self._simulator is None else "this lab's simulator")]
         scenarios = [*(own if asked.scene is not None and asked.scene.name not in SCENARIOS else [])]
         return Ways(
             partial(_numbers, asked),

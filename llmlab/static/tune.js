@@ -152,7 +152,7 @@ function shape(tag, className, parent, attributes) {
 
 function ticks(top) {
   const step = 10 ** Math.floor(Math.log10(top / 2));
-  const by = [1, 2, 5, 10].map((factor) => factor * step).find((each) => top / each <= 4) ?? 10 * step;
+  const by = [1, 2, 5, 10].map((factor) => factor * step).find((each) => top / each <= 5) ?? 10 * step;
   return Array.from({ length: Math.floor(top / by + 1e-9) + 1 }, (_, i) => i * by);
 }
 

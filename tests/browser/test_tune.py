@@ -15,7 +15,7 @@ physics = Physics(slots=200, rtt=0.0, ttft=0.2, itl=0.02, jitter=0.0, load=0.002
 
 TUNE = """
 lab = llmlab.Lab("openai:small", transport=Simulator(physics=physics), prices={"small": (1.0, 2.0)}, progress=False)
-tuning = lab.tune([f"question {n}" for n in range(3000)])
+tuning = lab.tune([f"question {n}" for n in range(3000)], n=400)
 tuning
 """
 HOSTILE = """
@@ -79,22 +79,21 @@ def test_the_curves_fill_a_knob_changes_what_is_recommended_and_use_this_sets_it
     turn(nb, 1, "scenario", "live")
     assert "requests to openai:small" in said(nb, 1, "offer", r"\$0\.")
     picture(nb, 1, "tune_offer")
-    turn(nb, 1, "scenario", "rate_limited")
+    turn(nb, 1, "scenario", "overload")
     said(nb, 1, "title", "running")
     said(nb, 1, "title", "done")
-    said(nb, 1, "reason", "rate limit")
-    picture(nb, 1, "tune_rate_limited")
+    picture(nb, 1, "tune_overload")
 
     nb.cell(1).locator(".llmlab-close").click()
     still = said(nb, 1, "still", "concurrency")
-    assert "rate limited" in still
+    assert "on overload" in still
     picture(nb, 1, "tune_still")
     assert nb.cell(1).locator(".llmlab-tune").count() == 0
     nb.run(3)
     assert nb.value(3) == "('openai:small', 'done')"
     nb.save()
     nb.reopen_without_kernel()
-    assert "rate limited" in nb.cell(1).inner_text()
+    assert "on overload" in nb.cell(1).inner_text()
 
 
 def test_hostile_names_are_text(notebook: Open) -> None:
