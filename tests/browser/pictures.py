@@ -1,4 +1,4 @@
-"""Take the pictures of the board for the documentation: `python -m tests.browser.pictures FOLDER`."""
+"""Take the pictures of the board and the tuning for the documentation: `python -m tests.browser.pictures FOLDER`."""
 
 import sys
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.browser.boards import LAB, BoardOnPage
 from tests.browser.jupyter import jupyter, kernels
 from tests.browser.notebook import Notebook, browser, open_notebook
+from tests.browser.test_tune import SETUP, TUNE, said, turn
 
 RUN = """
 faults = Faults.parse("cut:0.03,server_error:0.03")
@@ -32,6 +33,7 @@ def main(folder: Path) -> None:
         browser(Path(scratch, "profile")) as context,
     ):
         take(open_notebook(context, server, "pictures.ipynb", [LAB, RUN], kernel), folder)
+        take_tune(open_notebook(context, server, "tune.ipynb", [SETUP, TUNE], kernel), folder)
 
 
 def take(nb: Notebook, folder: Path) -> None:
@@ -48,6 +50,17 @@ def take(nb: Notebook, folder: Path) -> None:
     take_table(nb, board, folder / "board_done.png")
     nb.switch_theme("JupyterLab Dark")
     take_table(nb, board, folder / "board_done_dark.png")
+
+
+def take_tune(nb: Notebook, folder: Path) -> None:
+    """Take the panel of a tuning, whose answers are to take 3 s at most."""
+    nb.switch_theme("JupyterLab Light")
+    nb.run(0)
+    nb.run(1)
+    said(nb, 1, "title", "done")
+    turn(nb, 1, "slo", 7)
+    said(nb, 1, "number", r"concurrency \d$")
+    nb.cell(1).locator(".llmlab-tune").screenshot(path=folder / "tune.png")
 
 
 def take_table(nb: Notebook, board: BoardOnPage, path: Path) -> None:
