@@ -146,7 +146,7 @@ class Rows:
         """An outcome's values in the order of COLUMNS, and behind them those of the answer's fields."""
         if self.reader is None:
             return record(outcome)
-        asked = outcome.prompt is not None and outcome.prompt.schema is not None
+        asked = outcome.prompt is None or outcome.prompt.schema is not None  # None: not known to a batch's id alone
         return (*record(outcome), *self.reader.cells(outcome.reply if asked else None))
 
     def frame(self, settled: Mapping[int, Record]) -> Frame:

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -126,7 +126,7 @@ class Manifest:
         position = self.place(custom_id)
         self.bodies[position] = body
         if not self.given and (prompt := _prompt(body)) is not None:
-            self.items[position] = prompt
+            self.items[position] = prompt if self.reader is None else replace(prompt, schema=self.reader.schema)
         return position
 
     def without_answer(self, *, refused: bool) -> list[int]:

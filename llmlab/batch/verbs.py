@@ -135,7 +135,7 @@ class Batching(Core):
             temperature: Sampling temperature, 0 to 2.
             max_tokens: Output tokens at most.
             extra: Further request fields; replaces the lab's.
-            schema: As given to `submit_batch`; only together with the prompts.
+            schema: As given to `submit_batch`; reads the answers also without the prompts.
             poll: Seconds between two looks at most.
             progress: Show a line of progress. None: as the lab does.
 
@@ -148,11 +148,10 @@ class Batching(Core):
         """
         ids = read_ids(id)
         defaults = self._parameters(model, system, temperature, max_tokens, extra)
-        reader, rows = reader_of(schema, 0), Rows((), None, None)
+        reader = reader_of(schema, 0)
+        rows = Rows((), None, None, reader)
         if prompts is not None:
             rows = read_rows(prompts, template=template, overrides=overrides, **defaults).asking(reader)
-        elif reader is not None:
-            raise ValueError("schema needs the prompts that were submitted, too")
         manifest = Manifest(self.target.provider, reader=reader, given=prompts is not None, ids=[*ids])
         mission = self._mission(manifest, poll, None)
         mission.follow = ids

@@ -107,6 +107,28 @@ def test_an_answer_that_does_not_fit_is_paid_for_kept_and_asked_for_again(dialec
     assert second.cost_usd.sum() == pytest.approx(bill)
 
 
-def test_a_schema_without_prompts_is_refused() -> None:
-    with pytest.raises(ValueError, match="schema needs the prompts"):
-        make_lab(make_sim()).attach_batch("batch_1", schema=Label)
+@both
+def test_the_id_and_the_schema_give_the_typed_columns_back(dialect: str) -> None:
+    async def main() -> Any:
+        sim = make_sim()
+        job = make_lab(sim, dialect).submit_batch(PROMPTS, schema=Label)
+        frame = await job
+        return frame, await make_lab(sim, dialect).attach_batch(str(job.id), schema=Label)
+
+    frame, again = run_virtual(main)
+    assert list(again.columns) == list(frame.columns)
+    assert list(again.score) == list(frame.score)
+    assert again.dtypes[["mood", "score"]].equals(frame.dtypes[["mood", "score"]])
+
+
+@both
+def test_answers_taken_up_by_the_id_that_do_not_fit_are_errors(dialect: str) -> None:
+    async def main() -> Any:
+        sim = make_sim()
+        job = make_lab(sim, dialect).submit_batch(PROMPTS)
+        await job
+        return await make_lab(sim, dialect).attach_batch(str(job.id), schema=Label)
+
+    again = run_virtual(main)
+    assert set(again.error_type) == {"SchemaMismatch"}
+    assert again.content.notna().all()
