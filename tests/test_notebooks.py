@@ -38,7 +38,7 @@ def test_a_shipped_notebook_runs_as_it_stands(path: Path, tmp_path: Path) -> Non
 
 def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
-        "01_first_calls", "02_live", "03_map_reduce_and_types", "04_strategy_lab",
+        "01_first_calls", "02_live", "03_map_reduce_and_types", "04_strategy_lab", "05_service",
     ]  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def _start(args: argparse.Namespace, table: Frame) -> Job[Frame]:
         overrides=() if args.no_overrides else OVERRIDES,
         schema=args.schema,
         stream=args.stream,
+        pack=args.pack,
         journal=args.journal,
         budget_usd=args.budget_usd,
         budget_tokens=args.budget_tokens,
@@ -137,7 +138,9 @@ def add_run(commands: Any) -> None:
 
 def _files(group: Any) -> None:
     group.add_argument("input", metavar="INPUT", help="a .csv, .jsonl or .parquet file; - for standard input (jsonl)")
-    group.add_argument("-o", "--output", default="-", help="likewise; default: standard output (jsonl)")
+    group.add_argument(
+        "-o", "--output", default="-", help="where to: a file of any of these kinds. Default: standard output (jsonl)"
+    )
     kinds: Any = {"choices": ("csv", "jsonl", "parquet")}
     group.add_argument("--input-format", **kinds, help="if the name does not say it")
     group.add_argument("--output-format", **kinds, help="if the name does not say it")
@@ -174,6 +177,8 @@ def _asking(group: Any) -> None:
 def _limits(group: Any) -> None:
     group.add_argument("--concurrency", type=_concurrency, metavar="N|auto", help=(
         "requests in flight at most (default: 32); auto: as many as still buy throughput"))  # fmt: skip
+    group.add_argument("--pack", type=_count, metavar="N", help=(
+        "put up to N short rows into one request; what comes back unusable is asked again alone"))  # fmt: skip
     group.add_argument("--rpm", type=float, metavar="N", help="requests per minute at most")
     group.add_argument("--tpm", type=float, metavar="N", help="tokens per minute at most, input and output together")
     group.add_argument("--budget-usd", type=float, metavar="USD", help="stop before more than that is spent")

@@ -121,7 +121,7 @@ def add_serve(commands: Any) -> None:
 
 
 def _where(group: Any) -> None:
-    group.add_argument("--port", type=int, default=8000, help="0: any free port (default: 8000)")
+    group.add_argument("--port", type=port, default=8000, help="0: any free port (default: 8000)")
     group.add_argument("--host", default="127.0.0.1", help="another than loopback needs keys (default: 127.0.0.1)")
     group.add_argument("--keys", type=Path, metavar="FILE", help=(
         f"who may ask, by bearer key: lines NAME=KEY. Default: the variable {KEYS}, or no keys"))  # fmt: skip
@@ -157,6 +157,21 @@ def _upstream(group: Any) -> None:
     group.add_argument("--cache", type=Path, metavar="FILE", help="keep answers; the same question costs nothing again")
     group.add_argument("--budget-usd", type=float, metavar="USD", help="stop before more than that is spent in all")
     group.add_argument("--seed", type=int, metavar="N", help="of jitter and of the simulated provider")
+
+
+def port(text: str) -> int:
+    """Read a port's number.
+
+    Raises:
+        ValueError: there is no such port.
+    """
+    number = int(text)
+    if not 0 <= number < PORTS:
+        raise ValueError(text)
+    return number
+
+
+PORTS = 2**16
 
 
 def _concurrency(text: str) -> int | str:

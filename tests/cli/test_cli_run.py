@@ -254,3 +254,13 @@ def test_a_schema_makes_columns_of_the_answers(
             run(reviews, "--column", "review", "--schema", wrong)
     assert simulator.requests == 3
     assert "argument --schema" in capsys.readouterr().err
+
+
+def test_rows_are_packed_if_that_is_asked_for(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulator = Simulator(physics=Physics.instant())
+    monkeypatch.setattr(command, "Lab", partial(llmlab.Lab, transport=simulator))
+    assert run(reviews, "--column", "review", "--pack", 3, "-o", tmp_path / "out.csv") == 0
+    assert "3 of 3 rows answered" in capsys.readouterr().err
+    assert simulator.requests == 1
