@@ -7,6 +7,7 @@ whatever goes through: counts are by class, percentiles and rates are of late.
 import asyncio
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -55,6 +56,8 @@ class Histogram:
 class Metrics:
     """What was asked, answered, repeated and paid so far. Lives on the lab's loop."""
 
+    words: Callable[[BaseException], str] = str
+    """What is remembered of an error, for whoever may look."""
     rows: Counter[str] = field(default_factory=Counter)
     """Rows settled, by status: ok, error, cancelled."""
     errors: Counter[str] = field(default_factory=Counter)
@@ -124,7 +127,10 @@ class Metrics:
             kind = type(outcome.error).__name__
             self.errors[kind] += 1
             at = asyncio.get_running_loop().time() + wall_offset()
-            self.last_errors.append({"at": at, "error_type": kind, "message": str(outcome.error)[:LONGEST]})
+            self.last_errors.append({"at": at, "error_type": kind, "message": self._words(outcome.error)})
+
+    def _words(self, error: BaseException | None) -> str:
+        return "" if error is None else self.words(error)[:LONGEST]
 
     def _count(self, rows: int, tokens: int) -> None:
         second = int(asyncio.get_running_loop().time())

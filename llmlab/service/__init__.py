@@ -137,7 +137,9 @@ def _tell_failures(app: FastAPI) -> None:
     @app.exception_handler(Failure)
     @app.exception_handler(LLMError)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return refuse(fault_of(error), request.state.request_id)
+        fault = fault_of(error)
+        request.state.noted["error"] = fault.type
+        return refuse(fault, request.state.request_id)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -20,7 +20,7 @@ from llmlab.job import Job
 from llmlab.lab import Lab
 from llmlab.metrics import Metrics
 from llmlab.rules.meter import Meter
-from llmlab.service.faults import ENDING, GONE, Failure, Fault, late
+from llmlab.service.faults import ENDING, GONE, Failure, Fault, fault_of, late
 from llmlab.service.rooms import Pool, Room
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Desk:
     """Answers."""
     settings: Settings
     """As the service was told."""
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(default_factory=lambda: Metrics(words=lambda error: fault_of(error).message))
     """What all jobs of the lab came to so far."""
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Requests answered, by route and status."""

@@ -12,6 +12,7 @@ import pytest
 
 import llmlab
 from llmlab.service import state
+from llmlab.service.faults import Fault
 from llmlab.service.server import serving
 from llmlab.sim import Faults, Physics, Simulator
 
@@ -91,8 +92,7 @@ def test_figures_move_while_prompts_are_answered(page: "Page") -> None:
 
 
 def test_a_hostile_error_stays_text(page: "Page", monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = llmlab.errors.LLMError.__str__
-    monkeypatch.setattr(llmlab.errors.LLMError, "__str__", lambda self: HOSTILE + kept(self))
+    monkeypatch.setattr("llmlab.service.desk.fault_of", lambda _: Fault(400, "bad_request", HOSTILE))
     with served(faults="bad_request:1") as url:
         page.goto(url)
         until(page, "#state", "serving")
