@@ -143,7 +143,7 @@ class TuneView:
         elif name == "scenario" and value in dict(self._tuning.ways.scenarios):
             self._offer = None
             self._want("scenario", value)
-        elif name == "most" or name in KNOBS:
+        elif (name == "most" or name in KNOBS) and self._tuning.wanted.scenario != LIVE:  # to try anew there costs
             self._want(str(name), _checked(str(name), value))
 
     def _want(self, name: str, value: Any) -> None:
@@ -155,8 +155,6 @@ class TuneView:
     def _try(self) -> None:
         wanted, self._wanted = self._wanted, {}
         turned = {name: wanted.pop(name) for name in KNOBS if name in wanted}
-        if self._tuning.wanted.scenario == LIVE and "scenario" not in wanted:
-            return  # its knobs are not shown: it costs
         try:
             self._tuning.change(**wanted, knobs=replace(self._tuning.wanted.knobs, **turned))
         except (TypeError, ValueError) as error:

@@ -294,7 +294,9 @@ class _Asked:
 
     def scene_of(self, setup: Setup) -> Scenario | None:
         """What is simulated; None: nothing, it is live."""
-        return self.scene if setup.scenario in (LIVE, OWN) else SCENARIOS[setup.scenario]
+        if setup.scenario == LIVE:
+            return None
+        return self.scene if setup.scenario == OWN else SCENARIOS[setup.scenario]
 
     @cached_property
     def cycle(self) -> Source:
