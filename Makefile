@@ -35,7 +35,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m llmlab demo --out $(OUT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 check: $(VENV)/.check
 	$(BIN)/python -m ruff check .

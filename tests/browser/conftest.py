@@ -11,6 +11,7 @@ main thread, and the other tests have loops of their own.
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.browser.notebook import Notebook, Open, browser, open_notebook
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
+HERE = Path(__file__).parent
 KERNELS = servers.kernels() if servers.missing() is None else []
 """The kernels to be tried."""
 
@@ -66,3 +68,10 @@ def notebook(jupyter: Jupyter, chrome: "BrowserContext", kernel: Kernel, request
     for each in opened:
         each.close()
     assert not seen, "\n".join(seen)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker has all tests of this folder, when there are several: it has the server and the browser."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("browser"))
