@@ -441,18 +441,28 @@ def test_a_rate_limit_that_only_smooths_does_not_bind() -> None:
     assert c.limit > 16
 
 
-@pytest.mark.parametrize("error", [RateLimited("429"), Overloaded("529")])
+def cut(c: Elastic, now: float, error: BaseException | None = None, **more: Any) -> None:
+    """Refuse as many calls as it takes to be believed."""
+    before = c.decisions[-1] if c.decisions else None
+    for _ in range(20):
+        end(c, now, error or Overloaded("529"), **more)
+        if c.decisions and c.decisions[-1] is not before:
+            return
+
+
+@pytest.mark.parametrize("error", [RateLimited("429"), Overloaded("529"), TIMEOUT])
 def test_overload_cuts_to_seven_tenths_once_in_fifteen_seconds(error: Exception) -> None:
     c = Elastic(initial=100)
     old = c.start(0.0)
-    for _ in range(5):
-        end(c, 20.0, error)
+    cut(c, 20.0, error)
     assert c.limit == 70
-    end(c, 34.0, error)
+    succeed(c, 1, now=21.0)
+    cut(c, 34.0, error)
     assert c.limit == 70
-    end(c, 36.0, error, tag=old)  # sent before the cut: it says nothing new
+    for _ in range(20):
+        end(c, 36.0, error, tag=old)  # sent before the cut: it says nothing new
     assert c.limit == 70
-    end(c, 36.0, error)
+    cut(c, 36.0, error)
     assert c.limit == 49
     assert reasons(c) == [f"overload: {type(error).__name__}"] * 2
 
@@ -460,23 +470,79 @@ def test_overload_cuts_to_seven_tenths_once_in_fifteen_seconds(error: Exception)
 def test_two_cuts_are_a_median_latency_apart() -> None:
     c = Elastic(initial=100)
     succeed(c, 50, seconds=60.0)
-    end(c, 100.0, Overloaded("529"))
-    end(c, 150.0, Overloaded("529"))
+    cut(c, 100.0)
+    succeed(c, 1, now=101.0, seconds=60.0)
+    cut(c, 150.0)
     assert c.limit == 70
-    end(c, 161.0, Overloaded("529"))
+    cut(c, 161.0)
     assert c.limit == 49
+
+
+def test_where_nothing_gets_through_there_is_no_second_cut() -> None:
+    """The provider is down, which fewer calls in flight do not mend."""
+    c = Elastic(initial=100)
+    cut(c, 20.0)
+    for now in range(40, 400, 10):
+        cut(c, float(now))
+    assert c.limit == 70
+
+
+@pytest.mark.parametrize(("clean", "needed"), [(0, 15), (100, 15), (200, 1)])
+def test_the_longer_nothing_was_refused_the_more_a_refusal_says(clean: int, needed: int) -> None:
+    c = Elastic(initial=100, most=100)
+    succeed(c, clean)
+    refused = 0
+    while reasons(c)[-1:] != ["overload: Overloaded"]:
+        end(c, 100.0, Overloaded("529"))
+        refused += 1
+    assert refused == needed
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_stray_failures_do_not_shrink_the_limit(share: float, seed: int) -> None:
+    """They come at any number of calls in flight: hardly any of them cuts, and none lastingly."""
+    rng = random.Random(seed)
+    strays = (RateLimited("429"), Overloaded("503"), TIMEOUT)
+    c = Elastic(most=64)
+    one_by_one(c, 8_000, error=lambda _: rng.choice(strays) if rng.random() < share else None)
+    late = [d for d in c.decisions if d.at > 40]
+    assert sum(d.limit for d in late) / len(late) > 0.85 * 64
+    assert sum(d.reason.startswith("overload") for d in late) < 0.05 * share * 8_000
+
+
+def test_what_was_cut_for_nothing_is_found_back_after_one_arm() -> None:
+    c = Elastic(initial=100, most=100)
+    cut(c, 20.0)
+    one_by_one(c, 70, now=21.0)
+    assert (c.limit, reasons(c)[-1]) == (70, "rest")
+    one_by_one(c, 250, now=40.0)
+    assert reasons(c) == ["overload: Overloaded", "rest", "back"]
+    assert c.decisions[-1].limit == 100
+
+
+def test_a_number_that_proves_too_much_again_is_given_up_but_no_more_than_that() -> None:
+    c = Elastic(initial=100, most=100)
+    cut(c, 20.0)
+    one_by_one(c, 70, now=21.0)
+    one_by_one(c, 40, now=40.0)
+    assert c.limit == 100
+    cut(c, 60.0)
+    assert c.limit == 70
+    one_by_one(c, 500, now=61.0)
+    assert "back" not in reasons(c)
 
 
 def test_a_429_that_our_rate_limit_explains_cuts_nothing() -> None:
     c = Elastic(initial=100)
-    end(c, 20.0, RateLimited("429"), rate_bound=True)
+    cut(c, 20.0, RateLimited("429"), rate_bound=True)
     assert c.limit == 100
 
 
 def test_a_cut_ends_slow_start() -> None:
     c = Elastic()
     one_by_one(c, 60)
-    end(c, 100.0, Overloaded("529"))
+    cut(c, 100.0)
     after = c.limit
     one_by_one(c, 200, now=101.0)
     assert "slow start" not in reasons(c)[reasons(c).index("overload: Overloaded") :]
@@ -839,8 +905,8 @@ def test_behind_our_own_rate_limit_nothing_is_refused_and_the_rate_is_used(elast
 @pytest.mark.parametrize("seed", SEEDS)
 def test_where_only_429s_tell_the_limit_it_is_refused_far_less_than_a_fixed_number(elastic, seed: int) -> None:
     result, fixed = elastic(RATED, seed), run(RATED, Fixed(64), seed)
-    assert result.rejects < 0.05 * fixed.rejects
-    assert result.rps() > 0.6 * 12
+    assert result.rejects < 0.12 * fixed.rejects
+    assert result.rps() > 0.7 * 12
 
 
 class Leaping(Elastic):

@@ -63,6 +63,7 @@ BANDS = {
     "rules.adapt": 1,
     "rules.evidence": 1,
     "rules.governor": 1,
+    "rules.strain": 1,
     "schemas": 1,
     "segmented": 1,
     "sim.batches": 1,

@@ -259,8 +259,8 @@ class Arm:
     """Calls that ended meanwhile, whenever started."""
     waiting: int = 0
     """So many of them while others stood in line."""
-    rate_bound: int = 0
-    """So many of them while our own rate limit held the line."""
+    held: int = 0
+    """So many of its successes while our own rate limit, and not the slots, held the line: they do not count."""
     failed: int = 0
     """So many of them by a failure of the provider."""
 
@@ -271,19 +271,31 @@ class Arm:
 
     @property
     def full(self) -> bool:
-        """Whether it has its requests."""
-        return len(self.rows) >= min(LONGEST, max(SHORTEST, self.limit))
+        """Whether it has its requests, or as many that do not count."""
+        return max(len(self.rows), self.held) >= self._size
+
+    def add(self, row: Row, in_flight: int, *, rate_bound: bool) -> None:
+        """Take in one of its requests, which has succeeded."""
+        # With slots nearly all taken they bind as well: answers that end together wait a moment for a smooth limit.
+        if rate_bound and in_flight < 0.95 * self.limit:
+            self.held += 1
+        else:
+            self.rows.append(row)
+            self.in_flight += in_flight
 
     def flaw(self) -> str:
         """Why nothing can be concluded from it; "": nothing is wrong."""
-        # With slots nearly all taken they bind as well: answers that end together wait a moment for a smooth limit.
-        if self.rate_bound > 0.1 * self.ended and self.mean < 0.95 * self.limit:
+        if len(self.rows) < self._size:
             return "rate limit binds"
-        if self.failed > 0.1 * self.ended:
+        if self.failed > 0.2 * self.ended:
             return "failures"
         if self.mean < 0.8 * self.limit:
             return "line is held" if 2 * self.waiting > self.ended else "too few rows"
         return ""
+
+    @property
+    def _size(self) -> int:
+        return min(LONGEST, max(SHORTEST, self.limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,15 @@ by the same coefficients: there is no baseline for congestion to creep into, and
     arm        limit             when it has its requests
     grow       2 x the last      again while e >= 0.5 over the step, else pairs around the geometric mean
     low, high  N (1 -+ spread)   after both N moves by gain * w * (e - elasticity); after a small move cruise
-    cruise     N                 after two of them the next pair
+    cruise     N                 after two of them the next pair, or back
+    back       N before a cut    N is that again; a further cut meanwhile leaves it as the first one did
     frozen     N                 again, until the slowdown changes
     pinned     the user's        again, until unpinned
 
-Requests count in the arm in which they started: tags tell. An arm is discarded if calls in flight did not fill
-its limit, if our own rate limit held the line, or if the provider failed too often. The limit rises by 1 per completion
-at most (10.2: a step would burst into the provider's bucket) and falls at once. Probing costs a few % of throughput.
+Requests count in the arm in which they started (tags tell), if our own rate limit did not hold the line as they ended.
+An arm is discarded if that leaves too few, if calls in flight did not fill its limit, or if the provider failed too
+often. The limit rises by 1 per completion at most (10.2: a step would burst into the provider's bucket) and falls at
+once. Probing costs a few % of throughput.
 """
 
 import math
@@ -28,6 +30,7 @@ from dataclasses import dataclass, field
 from llmlab.errors import ConnectFailed, Dropped, Overloaded, RateLimited, Refused, ServerError, TimedOut
 from llmlab.rules.adapt import Arm, Decision, Measured, Sample, Work, log, measure, quantile, slowdown
 from llmlab.rules.checks import check, count
+from llmlab.rules.strain import Strain
 
 DOUBLING = 0.5
 """Slow start goes on while a doubling buys at least this much elasticity."""
@@ -45,17 +48,16 @@ PATIENCE, SILENCE = 15.0, 10.0
 """Seconds between two cuts at least, and of silence that are a stall at least."""
 FIRST = 10
 """Calls that must have succeeded before silence means anything: how long they take is not known before."""
-FEW = 0.05
-"""Share of calls that may time out before it counts as overload: some are simply too long for their deadline."""
 
 
 @dataclass
 class Elastic:
     """Make for the concurrency where 1% more of it buys `elasticity` % of throughput; see the module's docstring.
 
-    What the provider says counts as well: a 429 that our own rate limit does not explain, a 503 or 529, or more than
-    a few timeouts cut N to 0.7, at most once in 15 s or the median latency, and only for requests sent after the last
-    cut; a silence of 10 s or 3 x the 99th percentile of latency with all slots taken halves it, once.
+    What the provider says counts as well: more than usual of 429s that our own rate limit does not explain, 503s, 529s
+    and timeouts (`llmlab.rules.strain`) cut N to 0.7, at most once in 15 s or the median latency; a silence of 10 s or
+    3 x the 99th percentile of latency with all slots taken halves it, once. N before a cut is tried again after one
+    arm: if nothing speaks against it then, it was not at fault.
     """
 
     elasticity: float = 0.2
@@ -95,9 +97,8 @@ class Elastic:
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=200), init=False, repr=False, compare=False)
     _heard: float = field(default=0.0, init=False, repr=False, compare=False)
     _stalled: bool = field(default=False, init=False, repr=False, compare=False)
-    _timeouts: float = field(default=0.0, init=False, repr=False, compare=False)
-    _cut_at: float = field(default=-math.inf, init=False, repr=False, compare=False)
-    _cut_epoch: int = field(default=0, init=False, repr=False, compare=False)
+    _strain: Strain = field(default_factory=Strain, init=False, repr=False, compare=False)
+    _back: float = field(default=0.0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         whole = ("initial", "least", "most", *(() if self.freeze_after is None else ("freeze_after",)))
@@ -141,11 +142,10 @@ class Elastic:
         arm = self._arm
         arm.ended += 1
         arm.waiting += line_waiting > 0
-        arm.rate_bound += rate_bound
         if error is not None:
             self._fail(now, tag, error, rate_bound=rate_bound)
             return
-        self._timeouts *= 1 - FEW / 2
+        self._strain.succeed(tag, self.limit)
         self._recent.append(sample.seconds)
         row = self._work.learn(sample)
         if self.limit < arm.limit:
@@ -153,17 +153,14 @@ class Elastic:
             if self.limit == arm.limit:
                 self._open()
         elif tag == arm.tag:
-            arm.rows.append(row)
-            arm.in_flight += in_flight
+            arm.add(row, in_flight, rate_bound=rate_bound)
             if arm.full:
                 self._judge(now)
 
     def tick(self, now: float) -> float:
         """Halve N if the provider has gone silent; returns when to be asked next, infinity with nothing in flight."""
-        if not self._running:
-            return math.inf
-        if len(self._recent) < FIRST:
-            return now + SILENCE
+        if not self._running or len(self._recent) < FIRST:
+            return now + SILENCE if self._running else math.inf
         due = self._heard + max(SILENCE, 3 * quantile(self._recent, 0.99))
         if now >= due and self._running >= self.limit and not self._stalled and not self._pinned:
             self._stalled = True
@@ -172,7 +169,7 @@ class Elastic:
 
     def pin(self, limit: int, now: float) -> None:
         """Hold the limit at a number from now on, also outside `least` and `most`; goes on observing."""
-        self._pinned, self.limit, self._n = True, count("pin", limit), float(limit)
+        self._pinned, self.limit, self._n, self._back = True, count("pin", limit), float(limit), 0.0
         self._begin("pinned", limit)
         self._say(now, "pinned")
 
@@ -218,6 +215,10 @@ class Elastic:
             self._begin("pinned", arm.limit)
         elif arm.name == "grow":
             self._grow(now, arm)
+        elif arm.name == "back":
+            self._n, self._back = float(arm.limit), 0.0
+            self._say(now, "back", arm)
+            self._probe(self._order[0])
         elif arm.name == "frozen":
             self._watch(now, arm)
         elif arm.name == "cruise":
@@ -231,8 +232,8 @@ class Elastic:
 
     def _discard(self, now: float, arm: Arm, flaw: str) -> None:
         self._kept = None
-        if flaw == "rate limit binds" and arm.name in ("grow", "high"):
-            self._set(arm.limit)  # the rate binds here and does not below: this much is needed to use all of it
+        if flaw == "rate limit binds" and arm.name in ("grow", "high", "back"):
+            self._n, self._back = float(arm.limit), 0.0  # it binds here and not below: this much it takes to use it
         self._say(now, flaw, arm)
         if arm.name == "pinned" or (arm.name == "grow" and flaw != "rate limit binds"):
             self._begin(arm.name, arm.limit)
@@ -263,6 +264,8 @@ class Elastic:
         elif self.freeze_after is not None and self._calm >= self.freeze_after:
             self._kept = arm
             self._begin("frozen", arm.limit)
+        elif self._back > self._n:
+            self._begin("back", round(self._back))
         else:
             self._probe(self._order[0])
 
@@ -314,31 +317,29 @@ class Elastic:
             return 0.0
         if abs(off) < CALM / 2:
             self._streak = 0
-        else:
-            # Without a sharp knee e changes slowly with N, and a long way would be made in small steps.
+        else:  # Without a sharp knee e changes slowly with N, and a long way would be made in small steps.
             self._streak = max(1, self._streak + 1) if off > 0 else min(-1, self._streak - 1)
         return self.gain * found.weight * off * min(MOMENTUM, 1 + 0.5 * max(0, abs(self._streak) - 1))
 
     def _fail(self, now: float, tag: int, error: BaseException, *, rate_bound: bool) -> None:
-        if isinstance(error, TimedOut):
-            self._timeouts += FEW / 2 * (1 - self._timeouts)
-            overload = self._timeouts > FEW
-        else:
-            overload = isinstance(error, Overloaded) or (isinstance(error, RateLimited) and not rate_bound)
-        if isinstance(error, (TimedOut, Overloaded, ServerError, ConnectFailed, Dropped)) or overload:
+        too_much = isinstance(error, (Overloaded, TimedOut)) or (isinstance(error, RateLimited) and not rate_bound)
+        if too_much or isinstance(error, (ServerError, ConnectFailed, Dropped)):
             self._arm.failed += 1
-        known = tag < self._cut_epoch or now - self._cut_at < max(PATIENCE, quantile(self._recent, 0.5))
-        if overload and not known and not self._pinned:
+        overload = too_much and self._strain.refuse(tag, self.limit) and not self._pinned
+        if overload and now - self._strain.cut_at >= max(PATIENCE, quantile(self._recent, 0.5)):
             self._cut(now, OVERLOAD, f"overload: {type(error).__name__}")
 
     def _cut(self, now: float, share: float, reason: str) -> None:
         arm = self._arm
-        reached = bool(arm.tag) and arm.name != "grow"
-        self._set((self._n if reached else self.limit) * share)
-        self._streak, self._calm, self._timeouts, self._doubt = 0, 0, 0.0, False
+        if arm.name == "back" and arm.tag:
+            self._back = 0.0  # that was too much indeed, and N is what the cut before has left of it
+        else:
+            self._back = self._n if arm.tag and arm.name != "grow" else float(self.limit)
+            self._set(self._back * share)
+        self._streak, self._calm, self._doubt = 0, 0, False
         self._say(now, reason, arm)
         self._cruise(1)
-        self._cut_at, self._cut_epoch = now, self._epoch
+        self._strain.cut(now, self._epoch, self.limit)
 
     def _say(self, now: float, reason: str, arm: Arm | None = None, found: Measured | None = None) -> None:
         rows = arm.rows if arm else []
