@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from llmlab.call import COMMON, Lane
@@ -124,13 +125,16 @@ class Comparison(Experiment):
                     self._stopped = self._stopped or "the budget is spent"
                     return
                 self._measured[name, seed] = measured
+                _tell_if_in_vain(trial)
         self._tell_if_too_short()
 
     def _tell_if_too_short(self) -> None:
         """Say so if the work was over before the scenario has begun to do what it is for."""
+        if self._scenario is None or not self._scenario.turns_at:
+            return
+        name, turns = self._scenario.name, self._scenario.turns_at
         longest = self.frame["makespan_s"].max()
-        if self._scenario is not None and longest <= self._scenario.turns_at:
-            name, turns = self._scenario.name, self._scenario.turns_at
+        if longest <= turns:
             say(
                 f"llmlab: {name!r} begins to matter at second {turns:g}, and the longest trial took {longest:.0f} s: "
                 "it shows nothing; give more rows (n=)"
@@ -167,6 +171,18 @@ def _measure(trial: Trial, rows: Frame, called: int | None, wasted: tuple[int | 
     )
 
 
+def _tell_if_in_vain(trial: Trial) -> None:
+    """Say so if no row at all was answered, and why: a strategy that cannot run in virtual time, say, is seen so."""
+    assert trial.job is not None  # noqa: S101  it is over
+    now = trial.job.progress.now
+    if now.done > now.errors + now.cancelled:
+        return
+    rows = trial.job.frame
+    why = rows["error_type"].str.cat(rows["error"], sep=": ", na_rep="").mode().iloc[0]
+    who = f"{trial.labels['strategy']!r} with seed {trial.seed}"
+    say(f"llmlab: {who}: none of {len(rows)} rows was answered; most often {why:.300}")
+
+
 def _counted(simulators: Iterable[Simulator], price: Price | None) -> tuple[int, float | None]:
     """What the providers say was in vain, and its price."""
     lost = [each.stats()["wasted"] for each in simulators]
@@ -192,7 +208,7 @@ def read_strategies(strategies: object) -> dict[str, Strategy]:
     Raises:
         TypeError, ValueError: they are not strategies, or none, or two have one name.
     """
-    if isinstance(strategies, Strategy) or not isinstance(strategies, Iterable):
+    if isinstance(strategies, Strategy | str) or not isinstance(strategies, Iterable):
         raise TypeError('strategies must be a dict, {"mine": Strategy.default()}, or a list of Strategy')
     if isinstance(strategies, Mapping):
         pairs = list(strategies.items())
@@ -221,11 +237,11 @@ def read_seeds(seeds: object) -> tuple[int, ...]:
         TypeError, ValueError: they are no whole numbers, or none, or one of them comes twice.
     """
     given: list[Any] = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
-    if wrong := [seed for seed in given if isinstance(seed, bool) or not isinstance(seed, int)]:
+    if wrong := [seed for seed in given if isinstance(seed, bool) or not isinstance(seed, int | np.integer)]:
         raise TypeError(f"seeds must be whole numbers, not {wrong[0]!r}")
     if not given or len(set(given)) < len(given):
         raise ValueError("seeds: there is none" if not given else "seeds: each may come once")
-    return tuple(given)
+    return tuple(int(seed) for seed in given)
 
 
 def check_virtual(strategies: Mapping[str, Strategy]) -> None:

@@ -6,9 +6,10 @@ from functools import partial
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from llmlab.call import NORMAL
+from llmlab.call import NORMAL, Lane
 from llmlab.compare import Comparison, Strategies, check_virtual, read_seeds, read_strategies
 from llmlab.core import Core
 from llmlab.frame import read_rows
@@ -66,8 +67,8 @@ class Experiments(Core):
             live: Send real requests to this lab's provider, `prompts` for every strategy and seed, one trial after the
                 other. What it will cost is said first; if it can cost anything, `confirm` or a budget must be given.
             confirm: Go ahead at the price that was named.
-            budget_usd: Dollars that a live comparison may spend; when they are spent it stops with the trials that are
-                over.
+            budget_usd: Dollars that the comparison may spend; when they are spent it stops with the trials that are
+                over. In virtual time simulated ones: those of the lab's own budget are not touched.
             budget_tokens: Tokens that it may use; likewise.
             progress: Show a line of progress. None: as the lab does.
 
@@ -82,6 +83,7 @@ class Experiments(Core):
         """
         named, drawn = read_strategies(strategies), read_seeds(seeds)
         check_rows(prompts, n)
+        check_template(prompts, template)
         scene = self._scene(scenario, prompts, live=live)
         if scene is None and not live:
             scene = SCENARIOS["steady"]
@@ -90,6 +92,7 @@ class Experiments(Core):
         budget = budget_of(self.target, budget_usd, budget_tokens)
         if scene is not None:
             check_virtual(named)
+            self._check_budget(named.values() if budget is not None else ())
         else:
             offer = quote(self.target, make(drawn[0]).prompts, times=len(named) * len(drawn))
             self._agree(offer, "compare", list(named.values()), confirm=confirm, budget=budget)
@@ -147,7 +150,8 @@ class Experiments(Core):
             live: Send real requests to this lab's provider, in random order of the numbers. What it will cost at most
                 is said first; if it can cost anything, `confirm` or a budget must be given.
             confirm: Go ahead at the price that was named.
-            budget_usd: Dollars that a live sweep may spend; when they are spent it stops with the points that are done.
+            budget_usd: Dollars that the sweep may spend; when they are spent it stops with the points that are done.
+                In virtual time simulated ones: those of the lab's own budget are not touched.
             budget_tokens: Tokens that it may use; likewise.
             progress: Show a line of progress. None: as the lab does.
 
@@ -161,6 +165,7 @@ class Experiments(Core):
                 `scenario` is given, or nobody has agreed to the price; nothing was sent.
         """
         check_rows(None, n)
+        check_template(prompts, template)
         grid = Grid(read_concurrency(concurrency), repeats, n, slo, slo_ttft, seed)
         scene = self._scene(scenario, prompts, live=live)
         if scene is None and not live:
@@ -184,12 +189,13 @@ class Experiments(Core):
         return job
 
     def _where(self, scene: Scenario | None, budget: Spend | None, progress: bool | None) -> dict[str, Any]:
-        """Where an experiment runs, and on whose account."""
+        """Where an experiment runs, and on whose account: what is simulated costs this lab's own budget nothing."""
         home = self._home if scene is None else Home()
+        lane = Lane(budgets=() if budget is None else (budget,))
         return {
             "scenario": scene,
             "live": self._way,
-            "lane": self._lane(NORMAL, budget, patient=True),
+            "lane": self._lane(NORMAL, budget, patient=True) if scene is None else lane,
             "home": home,
             "open_ground": self._route.bind if scene is None else home.bind,
             "progress": self._progress if progress is None else progress,
@@ -215,9 +221,12 @@ class Experiments(Core):
         self, offer: Quote, verb: str, strategies: list[Strategy], *, confirm: bool, budget: Spend | None
     ) -> None:
         if limited := budget is not None or self._budget is not None:
-            for strategy in strategies:
-                self._way(strategy.fresh()).first.check_budget()
+            self._check_budget(strategies)
         agree(offer, verb, confirm=confirm, limited=limited)
+
+    def _check_budget(self, strategies: Iterable[Strategy]) -> None:
+        for strategy in strategies:
+            self._way(strategy.fresh()).first.check_budget()
 
     def _source(self, prompts: Any, template: str | None, scene: Scenario | None) -> tuple[Source, list[Prompt]]:
         """What gives a sweep's rows, and some of them to tell the price by."""
@@ -271,5 +280,15 @@ def check_rows(prompts: object, n: object) -> None:
     """
     if prompts is not None and n is not None:
         raise ValueError("n says how many prompts are made up: give n or prompts, not both")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
         raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
+
+
+def check_template(prompts: object, template: object) -> None:
+    """Complain about a template without anything to fill in.
+
+    Raises:
+        ValueError: it is given without prompts.
+    """
+    if template is not None and prompts is None:
+        raise ValueError("template is filled in from prompts=: made-up prompts have none")

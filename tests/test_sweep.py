@@ -191,6 +191,7 @@ def test_what_can_cost_money_needs_a_yes() -> None:
         ({"slo": -1}, ValueError, "slo must be a number of seconds"),
         ({"slo_ttft": 1.0, "stream": False}, ValueError, "slo_ttft is about the first token"),
         ({"n": 0}, ValueError, "n must be"),
+        ({"template": "Hi {name}"}, ValueError, "template is filled in from prompts="),
         ({"seed": "x"}, TypeError, "seed must be"),
         ({"strategy": "bare"}, TypeError, "strategy must be a Strategy"),
         ({"strategy": Strategy("none", ())}, ValueError, "has no Admit with Slots"),
