@@ -7,7 +7,7 @@ strategies of one seed is their doing.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,6 @@ from llmlab.strategy import Strategy
 from llmlab.target import Route
 from llmlab.trial import Trial, Work, detail, simulated
 from llmlab.types import Usage
-
-Strategies: TypeAlias = Mapping[str, Strategy] | Iterable[Strategy]
-"""By name, or with the names they have."""
 
 COMPARED: tuple[Column, ...] = (
     Column("strategy", "string", "", "the strategy's name"),
@@ -200,34 +197,6 @@ def _told(trial: Trial) -> tuple[int, float | None]:
 
 def _empty(columns: Sequence[Column]) -> Frame:
     return frame_of((*_LABELS, *columns), [], pd.RangeIndex(0))
-
-
-def read_strategies(strategies: object) -> dict[str, Strategy]:
-    """Strategies by name.
-
-    Raises:
-        TypeError, ValueError: they are not strategies, or none, or two have one name.
-    """
-    if isinstance(strategies, Strategy | str) or not isinstance(strategies, Iterable):
-        raise TypeError('strategies must be a dict, {"mine": Strategy.default()}, or a list of Strategy')
-    if isinstance(strategies, Mapping):
-        pairs = list(strategies.items())
-    else:
-        pairs = [(_named(each), each) for each in strategies]
-    if not pairs:
-        raise ValueError("strategies: there is none to compare")
-    for name, strategy in pairs:
-        if not isinstance(name, str):
-            raise TypeError(f"strategies: names must be texts, not {name!r}")
-        if not isinstance(strategy, Strategy):
-            raise TypeError(f"strategies: {name!r} must be a Strategy, not {type(strategy).__name__}")
-    if twice := [name for name in dict(pairs) if sum(other == name for other, _ in pairs) > 1]:
-        raise ValueError(f"strategies: two have the name {twice[0]!r}; give a dict of name -> Strategy")
-    return dict(pairs)
-
-
-def _named(strategy: object) -> object:
-    return strategy.name if isinstance(strategy, Strategy) else type(strategy).__name__
 
 
 def read_seeds(seeds: object) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from llmlab.call import NORMAL, Lane
-from llmlab.compare import Comparison, Strategies, check_virtual, read_seeds, read_strategies
+from llmlab.compare import Comparison, check_virtual, read_seeds
 from llmlab.core import Core
 from llmlab.frame import read_rows
 from llmlab.loops import Home
@@ -19,7 +19,7 @@ from llmlab.rules.spend import Spend
 from llmlab.scenario import SCENARIOS, Scenario, find
 from llmlab.settings import budget_of, limit_of
 from llmlab.sim.transport import Simulator
-from llmlab.strategy import Strategy
+from llmlab.strategy import Strategies, Strategy, read_strategies
 from llmlab.sweep import Cycle, Source, Sweep, read_concurrency, without_cache
 from llmlab.target import Route, Target
 from llmlab.trial import Work

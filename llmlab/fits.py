@@ -300,25 +300,37 @@ def _read_frame(sweep: Frame, throughput: str) -> tuple[Array, Array, list[Place
     for name in (measured, throughput):
         if name not in sweep:
             raise ValueError(f"the sweep has no column {name!r}; it has: {', '.join(map(str, sweep.columns))}")
-    known = sweep[(sweep[measured] > 0) & (sweep[throughput] > 0)]
-    n, rates = known[measured].to_numpy("float64"), known[throughput].to_numpy("float64")
+    columns = sweep.assign(**{name: _floats(sweep[name], name) for name in (measured, throughput)})
+    known = columns[(columns[measured] > 0) & (columns[throughput] > 0)]
+    n, rates = known[measured].to_numpy(), known[throughput].to_numpy()
     settings = (known["concurrency"] if "concurrency" in known else known[measured]).to_numpy()
     if "repeat" not in known:
         return n, rates, []
-    repeats = known["repeat"].to_numpy()
-    runs = [np.flatnonzero(repeats == each) for each in np.unique(repeats)]
+    runs = known.groupby("repeat").indices.values()
     return n, rates, [run[np.argsort(settings[run], kind="stable")] for run in runs]
 
 
+def _floats(column: Any, name: str) -> Array:
+    """A column as floats, NaN where nothing is known; what is not finite is not known either."""
+    try:
+        values = column.to_numpy("float64", na_value=np.nan)
+    except (TypeError, ValueError):
+        raise TypeError(f"column {name!r} of the sweep must be numbers, not {column.dtype}") from None
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def _positive(name: str, values: Any) -> Array:
-    found = np.asarray(values, dtype="float64")
+    try:
+        found = np.asarray(values, dtype="float64")
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be numbers above 0") from None
     if not (np.isfinite(found) & (found > 0)).all():
         raise ValueError(f"{name} must be numbers above 0")
     return found
 
 
 def _share(name: str, value: float) -> None:
-    if not 0 < value < 1:
+    if not isinstance(value, int | float | np.number) or not 0 < value < 1:
         raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
 
 

@@ -7,7 +7,8 @@ a job, `job.attempts`   every attempt: when it was sent and ended, its tokens, c
                         time allows, their errors unknown; tokens and cost only of rows with one attempt: they are
                         sums
 
-Each frame is a run of its own: two jobs that ran at the same time belong into one frame (pandas.concat).
+Each frame is a run of its own: two jobs that ran at the same time belong into one frame (pandas.concat). One of a sweep
+or a comparison is as many as there were trials: in virtual time all of them begin at the same moment.
 """
 
 from dataclasses import dataclass, fields
@@ -23,6 +24,8 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 UNKNOWN = "unknown"
 """Error class of a failed attempt that a result frame only counts."""
+TRIALS = (["concurrency", "repeat"], ["strategy", "seed"])
+"""Columns that tell trials apart, of a sweep and of a comparison."""
 ROWS, SIDE, APART = 50, 15, 1.5
 """Fewest answers; fewest at little and at much load; how far apart these are to be."""
 
@@ -79,7 +82,7 @@ def read_pilot(data: object, target: str | None = None) -> Pilot:
     """Read one or several frames or jobs.
 
     Args:
-        data: A result frame, a frame of attempts, a Job, or a list of them.
+        data: A result frame, a frame of attempts, a Job, a Sweep or a Comparison, or a list of them.
         target: "provider:model", when the data have answers of several.
 
     Raises:
@@ -90,7 +93,7 @@ def read_pilot(data: object, target: str | None = None) -> Pilot:
     given = list(data) if isinstance(data, list | tuple) else [data]
     if not given:
         raise NotIdentified("a twin needs at least one frame")
-    frames = [_frame(each) for each in given]
+    frames = [run for each in given for run in _runs(_frame(each))]
     _check_targets([_targets(each) for each in frames], target)
     parts = [_read(each, target, run) for run, each in enumerate(frames)]
     pilot = Pilot(**{each.name: np.concatenate([getattr(p, each.name) for p in parts]) for each in fields(Pilot)})
@@ -108,6 +111,14 @@ def _frame(given: object) -> pd.DataFrame:
     if {"latency_ms", "finished_at", "started_at", "status", "attempts", "cache_hit"} <= set(frame):
         return frame[(frame["attempts"] > 0) & ~frame["cache_hit"].astype(bool)]
     raise TypeError("a frame for a twin has the columns of a result (`await job`) or of `job.attempts`")
+
+
+def _runs(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The trials of a sweep or a comparison, by what tells them apart; any other frame as it is."""
+    for labels in TRIALS:
+        if set(labels) <= set(frame):
+            return [trial for _, trial in frame.groupby(labels, sort=False)]
+    return [frame]
 
 
 def _tells_attempts(frame: pd.DataFrame) -> bool:

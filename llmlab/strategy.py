@@ -1,7 +1,8 @@
 """A strategy is a named stack of policies; the default order stands here, once, with its reasons."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from llmlab.call import Handler, Policy, chain
 from llmlab.estimate import Estimator
@@ -200,6 +201,38 @@ def _slots(concurrency: int | Controller | Literal["auto"]) -> Slots | Adaptive:
     if not hasattr(concurrency, "finish"):
         raise TypeError(f"concurrency must be a whole number, 'auto' or a controller, not {concurrency!r}")
     return Adaptive(concurrency)
+
+
+Strategies: TypeAlias = Mapping[str, Strategy] | Iterable[Strategy]
+"""By name, or with the names they have."""
+
+
+def read_strategies(strategies: object) -> dict[str, Strategy]:
+    """Strategies by name.
+
+    Raises:
+        TypeError, ValueError: they are not strategies, or none, or two have one name.
+    """
+    if isinstance(strategies, Strategy | str) or not isinstance(strategies, Iterable):
+        raise TypeError('strategies must be a dict, {"mine": Strategy.default()}, or a list of Strategy')
+    if isinstance(strategies, Mapping):
+        pairs = list(strategies.items())
+    else:
+        pairs = [(_named(each), each) for each in strategies]
+    if not pairs:
+        raise ValueError("strategies: there is none")
+    for name, strategy in pairs:
+        if not isinstance(name, str):
+            raise TypeError(f"strategies: names must be texts, not {name!r}")
+        if not isinstance(strategy, Strategy):
+            raise TypeError(f"strategies: {name!r} must be a Strategy, not {type(strategy).__name__}")
+    if twice := [name for name in dict(pairs) if sum(other == name for other, _ in pairs) > 1]:
+        raise ValueError(f"strategies: two have the name {twice[0]!r}; give a dict of name -> Strategy")
+    return dict(pairs)
+
+
+def _named(strategy: object) -> object:
+    return strategy.name if isinstance(strategy, Strategy) else type(strategy).__name__
 
 
 def _rows_own(policies: tuple[Policy, ...]) -> int:

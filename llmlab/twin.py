@@ -32,7 +32,7 @@ from llmlab.rules.slots import Slots
 from llmlab.settings import live_strategy
 from llmlab.sim.physics import Physics
 from llmlab.stage import Stage
-from llmlab.strategy import Strategy
+from llmlab.strategy import Strategy, read_strategies
 
 __all__ = ["CALIBRATION", "PREDICTION", "NotIdentified", "Twin"]
 
@@ -97,9 +97,9 @@ class Twin:
         """Fit a twin to pilot runs at two or more levels of load.
 
         Args:
-            data: A job, its `attempts`, or the result frame of one, or a list of them, one per run. Jobs and attempts
-                tell more: of a result alone the failed attempts' errors are unknown, and rows with retries lack
-                tokens of their own.
+            data: A job, its `attempts`, or the result frame of one, or a list of them, one per run; or a sweep's or
+                a comparison's job, whose trials are as many runs. Jobs and attempts tell more: of a result alone the
+                failed attempts' errors are unknown, and rows with retries lack tokens of their own.
             target: "provider:model" to fit, when several have answered.
             rpm: Requests a minute that the provider takes; inf: no limit. None: as the 429s show.
             seed: Of all draws: the same twin predicts the same.
@@ -230,7 +230,7 @@ class Twin:
     ) -> list[tuple[str, int | None, Play]]:
         levels: list[int | None] = [None] if concurrency is None else [*_levels(concurrency)]
         settings: list[tuple[str, int | None, Play]] = []
-        for name, strategy in _named(strategies):
+        for name, strategy in _strategies(strategies).items():
             for level in levels:
                 slots = live_strategy(strategy, level, rpm=None, tpm=None, queue=None).slots  # complains before playing
                 known = slots.limit if isinstance(slots, Slots) else level
@@ -301,11 +301,7 @@ def _levels(concurrency: int | Iterable[int]) -> list[int]:
     return found
 
 
-def _named(strategies: object) -> list[tuple[str, Strategy]]:
-    several = strategies if isinstance(strategies, Mapping | Iterable) else [strategies]
-    items = several.items() if isinstance(several, Mapping) else ((getattr(each, "name", ""), each) for each in several)
-    pairs: list[tuple[str, Any]] = list(items)
-    for _, strategy in pairs:
-        if not isinstance(strategy, Strategy):
-            raise TypeError(f"strategy must be a Strategy, several or some by name, not {strategy!r}")
-    return pairs
+def _strategies(given: object) -> dict[str, Strategy]:
+    if isinstance(given, str) or not isinstance(given, Strategy | Iterable):
+        raise TypeError(f"strategy must be a Strategy, several or some by name, not {given!r}")
+    return read_strategies([given] if isinstance(given, Strategy) else given)

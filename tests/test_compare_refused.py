@@ -28,7 +28,7 @@ def compared(lab: llmlab.Lab, strategies: Any = None, **fields: Any) -> pd.DataF
     [
         (Strategy.bare(), {}, TypeError, "strategies must be a dict"),
         (3, {}, TypeError, "strategies must be a dict"),
-        ({}, {}, ValueError, "none to compare"),
+        ({}, {}, ValueError, "strategies: there is none"),
         ({"a": "bare"}, {}, TypeError, "'a' must be a Strategy, not str"),
         ({1: Strategy.bare()}, {}, TypeError, "names must be texts"),
         ([Strategy.bare(), Strategy.bare()], {}, ValueError, "two have the name 'bare'"),
@@ -94,8 +94,8 @@ def test_the_usual_number_of_rows_is_enough_for_what_a_scenario_does(lab: llmlab
 
 def test_a_trial_without_any_answer_is_said_and_why(lab: llmlab.Lab, capsys: pytest.CaptureFixture[str]) -> None:
     class Broken:
-        async def __call__(self, call: Any, inner: Any) -> Any:
-            raise ZeroDivisionError("of mine")  # noqa: ARG002
+        async def __call__(self, call: Any, inner: Any) -> Any:  # noqa: ARG002
+            raise ZeroDivisionError("of mine")
 
     compared(lab, {"broken": Strategy("broken", (Broken(),)), "bare": Strategy.bare()}, n=4)
     said = capsys.readouterr().err

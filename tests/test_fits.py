@@ -204,6 +204,10 @@ def test_rows_without_throughput_are_left_out() -> None:
     assert len(fits.fit(frame).n) == 14
 
 
+def test_a_sweep_that_does_not_tell_its_repeats_is_a_sweep_all_the_same() -> None:
+    assert fits.fit(sweep(2).assign(repeat=None)).model == fits.fit(sweep(2)).model
+
+
 def test_the_same_sweep_gives_the_same_knee() -> None:
     assert fits.knee(sweep(2)) == fits.knee(sweep(2))
 
@@ -218,6 +222,10 @@ def test_the_same_sweep_gives_the_same_knee() -> None:
         (([1, 2, 3], [1, 2]), {}, ValueError, "same length"),
         (([1, 0], [1, 2]), {}, ValueError, "n must be numbers above 0"),
         (([1], [1]), {}, ValueError, "two points"),
+        ((["a", "b"], [1, 2]), {}, TypeError, "n must be numbers above 0"),
+        ((sweep(1).assign(rows_per_s="fast"),), {}, TypeError, "column 'rows_per_s' of the sweep must be numbers"),
+        ((sweep(1).assign(rows_per_s=np.inf),), {}, ValueError, "two points"),
+        ((sweep(1),), {"elasticity": "0.2"}, ValueError, "elasticity must be between 0 and 1"),
         ((sweep(1),), {"elasticity": 1.0}, ValueError, "elasticity must be between 0 and 1"),
         ((sweep(1),), {"level": 0}, ValueError, "level must be between 0 and 1"),
     ],

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import llmlab
 from llmlab.pilot import read_pilot
 from llmlab.pool import find_limit, make_pool, redraw
 from tests.pilots import job, out
@@ -57,6 +58,22 @@ def test_a_block_is_drawn_in_the_order_in_which_it_was_sent() -> None:
     assert (drawn.run == pilot.run).all()
     steps = np.diff(np.searchsorted(pilot.sent[:300], drawn.sent[:300]))
     assert np.mean(steps == 1) > 0.9
+
+
+@pytest.mark.parametrize("of", ["job", "attempts", "rows"])
+def test_each_point_of_a_sweep_is_a_run_of_its_own(of: str) -> None:
+    job = llmlab.Lab(progress=False).sweep([2, 16], n=100)
+    job.result()
+    pilot = read_pilot(job if of == "job" else getattr(job, of))
+    assert [pilot.in_flight[pilot.run == run].max().round() for run in (0, 1)] == [2, 16]
+
+
+def test_each_trial_of_a_comparison_is_a_run_of_its_own() -> None:
+    strategies = {str(n): llmlab.Strategy.default(concurrency=n) for n in (2, 16)}
+    job = llmlab.Lab(progress=False).compare(strategies, n=60)
+    job.result()
+    pilot = read_pilot(job)
+    assert [pilot.in_flight[pilot.run == run].max().round() for run in (0, 1)] == [2, 16]
 
 
 def test_a_few_stray_429s_are_no_limit() -> None:

@@ -120,3 +120,13 @@ def test_axes_without_a_grid_are_divided_too() -> None:
 def test_an_elasticity_that_is_none_is_refused(wanted: float) -> None:
     with pytest.raises(ValueError, match="elasticity must be between 0 and 1"):
         plots.sweep(swept(), elasticity=wanted)
+
+
+def test_one_level_stands_in_the_middle_of_an_axis_from_0() -> None:
+    frame = swept().head(1).assign(in_flight=0.9999987)
+    ax = plots.sweep(frame)
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    assert (low, high) == pytest.approx((0, 2), abs=0.01)
+    bottom: Any = ax.figure.axes[-1]
+    assert not bottom.xaxis.get_offset_text().get_text()

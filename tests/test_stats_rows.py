@@ -1,3 +1,4 @@
+import io
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,11 @@ def test_a_row_that_was_retried_by_hand() -> None:
         ("stream", 6.2, 8),
     ]  # fmt: skip
     assert timeline(tried)["kind"].tolist() == ["first", "first", *["retry"] * 4]
+
+
+def test_attempts_read_from_a_csv_are_the_same_attempts() -> None:
+    tried = attempts({"begin": 1.0, "end": 2.0, "queue_ms": 1000.0})
+    assert phases(pd.read_csv(io.StringIO(tried.to_csv(index=False)))) == phases(tried)
 
 
 def test_an_answer_that_was_not_streamed_is_one_phase() -> None:

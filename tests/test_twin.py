@@ -194,6 +194,8 @@ def test_what_is_no_run_is_a_type_error(data: object) -> None:
         ({"rows": 10, "concurrency": 2.5}, TypeError, "concurrency must be a whole number"),
         ({"rows": 10, "concurrency": 8, "rpm": -1}, ValueError, "rpm must be"),
         ({"rows": 10, "strategy": "default"}, TypeError, "strategy must be a Strategy"),
+        ({"rows": 10, "strategy": {}}, ValueError, "strategies: there is none"),
+        ({"rows": 10, "strategy": [llmlab.Strategy.bare()] * 2}, ValueError, "two have the name 'bare'"),
         ({"rows": 10, "strategy": llmlab.Strategy.default(), "rpm": 5}, ValueError, "put a Rate into yours"),
         ({"rows": 10, "concurrency": 8, "runs": 0}, ValueError, "runs must be at least 1"),
     ],

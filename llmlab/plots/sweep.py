@@ -32,6 +32,7 @@ from llmlab.plots.canvas import (
     percent,
     title,
 )
+from llmlab.segmented import SAME
 from llmlab.stats.checks import SWEEP, floats, needs
 from llmlab.stats.sweeps import BEYOND, fit_of, line_of
 
@@ -58,7 +59,7 @@ def sweep(
         frame: A result of `lab.sweep`.
         ax: Where to draw; its place is divided into three. None: in a figure of its own.
         throughput: What is fitted: "rows_per_s", "tokens_per_s" or "goodput_per_s".
-        elasticity: The knee is where 1% more concurrency buys this many percent more throughput; see `llmlab.knee`.
+        elasticity: The knee is where 1% more concurrency buys this many % more throughput; see `llmlab.fits.knee`.
         slo: Seconds that an answer may take, for a line in the latency panel. None: no line.
 
     Returns:
@@ -189,5 +190,9 @@ def _mark_beyond(axes: tuple[Axes, ...], line: Frame) -> None:
 
 def _x_axis(ax: Axes, n: Any) -> None:
     known = n[np.isfinite(n) & (n > 0)]
-    if len(known) and known.max() > known.min():
+    if not len(known):
+        return
+    if known.max() > SAME * known.min():
         log_axis(ax, "x", float(known.max() / known.min()))
+    else:  # one level: how much its means differ is of no interest
+        ax.set_xlim(0.0, 2 * known.max())

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from llmlab.stats.checks import ATTEMPTS, RESULT, Floats, floats, needs, origin, seconds
+from llmlab.stats.checks import ATTEMPTS, RESULT, Floats, floats, needs, origin, seconds, stamps
 
 PHASES = ("queue", "wait", "failed", "first token", "stream", "answer")
 """Standing in line; backing off; attempts that failed; to the first piece of text; from there to the end; and a whole
@@ -38,7 +38,7 @@ def timeline(frame: pd.DataFrame, *, since: pd.Timestamp | None = None) -> pd.Da
 def _of_attempts(attempts: pd.DataFrame, since: pd.Timestamp | None) -> pd.DataFrame:
     times = ["wait_ms", "queue_ms", "ttft_ms", "sent_at", "ended_at"]
     needs(attempts, "timeline", ATTEMPTS, ["position", "attempt", "kind", "status", *times])
-    zero = origin(since, attempts["sent_at"] - pd.to_timedelta(attempts["queue_ms"], unit="ms"))
+    zero = origin(since, stamps(attempts["sent_at"]) - pd.to_timedelta(attempts["queue_ms"], unit="ms"))
     sent, ended = seconds(attempts["sent_at"], zero), seconds(attempts["ended_at"], zero)
     joined = sent - floats(attempts["queue_ms"]) / 1000
     failed = (attempts["status"] != "ok").to_numpy(dtype=bool)
