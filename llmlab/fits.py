@@ -306,7 +306,7 @@ def _read_frame(sweep: Frame, throughput: str) -> tuple[Array, Array, list[Place
     settings = (known["concurrency"] if "concurrency" in known else known[measured]).to_numpy()
     if "repeat" not in known:
         return n, rates, []
-    runs = known.groupby("repeat").indices.values()
+    runs = [np.asarray(run) for run in known.groupby("repeat").indices.values()]
     return n, rates, [run[np.argsort(settings[run], kind="stable")] for run in runs]
 
 

@@ -124,9 +124,8 @@ def test_an_elasticity_that_is_none_is_refused(wanted: float) -> None:
 
 def test_one_level_stands_in_the_middle_of_an_axis_from_0() -> None:
     frame = swept().head(1).assign(in_flight=0.9999987)
-    ax = plots.sweep(frame)
-    ax.figure.draw_without_rendering()
-    low, high = ax.get_xlim()
-    assert (low, high) == pytest.approx((0, 2), abs=0.01)
-    bottom: Any = ax.figure.axes[-1]
+    figure: Any = plots.sweep(frame).figure
+    figure.draw_without_rendering()
+    bottom = figure.axes[-1]
+    assert bottom.get_xlim() == pytest.approx((0, 2), abs=0.01)
     assert not bottom.xaxis.get_offset_text().get_text()
