@@ -187,7 +187,7 @@ def read_rows(
         TypeError, ValueError: the input, a row or the template is not usable; names the row.
     """
     if isinstance(source, str | bytes | bytearray | Mapping | Message | Prompt):
-        raise TypeError(f"run_many takes many prompts, not one {type(source).__name__}; for one use lab.run(…)")
+        raise TypeError(f"prompts must be many, not one {type(source).__name__}; for one use lab.run(…)")
     refuse_unknown(overrides)
     if isinstance(source, pd.DataFrame):
         return _read_table(source, template, overrides, defaults)
@@ -200,7 +200,7 @@ def read_rows(
         return Rows(_attempted(source, make), None, None)
     if isinstance(source, AsyncIterable):
         return Rows(_attempted_async(source, make), None, None)
-    raise TypeError(f"run_many takes a Series, DataFrame, list or iterable of prompts, not {type(source).__name__}")
+    raise TypeError(f"prompts must be a Series, DataFrame, list or iterable, not {type(source).__name__}")
 
 
 Make: TypeAlias = Callable[[Any], Prompt]

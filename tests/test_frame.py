@@ -368,13 +368,13 @@ def test_one_message_among_prompts_is_refused_by_its_row() -> None:
      (MappingProxyType({"a": 1}), "mappingproxy"), (Prompt.of("hi"), "Prompt"), (Message("user", "hi"), "Message")],
 )  # fmt: skip
 def test_one_thing_is_refused_with_the_verb_for_one(one: Any, name: str) -> None:
-    assert refused(one) == f"TypeError: run_many takes many prompts, not one {name}; for one use lab.run(…)"
+    assert refused(one) == f"TypeError: prompts must be many, not one {name}; for one use lab.run(…)"
 
 
 @pytest.mark.parametrize("other", [None, 5, 1.5, object(), pd.NA, len])
 def test_what_holds_no_rows_is_refused_with_what_would(other: Any) -> None:
     said = refused(other)
-    assert said.startswith("TypeError: run_many takes a Series, DataFrame, list or iterable of prompts, not ")
+    assert said.startswith("TypeError: prompts must be a Series, DataFrame, list or iterable, not ")
     assert said.endswith(type(other).__name__)
 
 
