@@ -5,6 +5,7 @@ attributes, no indexing, so a template can reach nothing but the row. `{{` and `
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -64,7 +65,10 @@ class Template:
         """Raise ValueError if a column is not among the known ones or none is used."""
         for column in self.columns:
             if column not in known:
-                raise ValueError(f"template: no column {column!r}; {did_you_mean(column, known)}")
+                literal = (
+                    "" if re.fullmatch(r"[\w .-]+", column) else "; write {{ and }} for literal braces, as of JSON"
+                )
+                raise ValueError(f"template: no column {column!r}; {did_you_mean(column, known)}{literal}")
         if not self.columns:
             raise ValueError(
                 f"template {self.text!r} uses no column, so every row would ask the same; there are: "

@@ -220,3 +220,9 @@ def test_an_unknown_column_is_refused_with_the_one_that_was_perhaps_meant(name: 
 def test_a_guess_is_one_of_the_known_names(name: str, known: list[str]) -> None:
     said = did_you_mean(name, iter(known))
     assert said in {f"did you mean {each!r}?" for each in known} | {f"there are: {', '.join(map(repr, known))}"}
+
+
+@pytest.mark.parametrize("text", ['Answer as {"label": "good"}: {review}', "{{review}} is {'x'}"])
+def test_json_in_a_template_is_told_how_to_be_written(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no column .*write \{\{ and \}\} for literal braces, as of JSON"):
+        Template(text).check(["review"])
