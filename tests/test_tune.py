@@ -234,3 +234,15 @@ def test_while_jobs_are_at_work_only_the_concurrency_is_set() -> None:
         await job
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("slots", [8, 32, 64])
+def test_a_hard_limit_is_found_to_a_tenth(slots: int) -> None:
+    mine = llmlab.Lab(transport=Simulator(physics=replace(HARD, slots=slots)), progress=False)
+    assert mine.tune().result().concurrency == pytest.approx(slots, rel=0.1, abs=1)
+
+
+def test_a_soft_one_is_found_where_its_elasticity_has_fallen_so_far() -> None:
+    # throughput is N / (1 + r (N - 1)) with r = 0.1, and its elasticity 0.2 at N = (1 - r) (1 / 0.2 - 1) / r = 36
+    soft = llmlab.Lab(transport=Simulator(physics=replace(HARD, slots=1000, load=0.002)), progress=False)
+    assert soft.tune(elasticity=0.2).result().concurrency == pytest.approx(36, rel=0.1)
