@@ -2,7 +2,8 @@
 
 Three kinds of processes on loopback: a simulated provider (`llmlab simulate`'s own), the service before it, and this
 one with the clients. Each client asks, reads its stream to `[DONE]`, and asks again, until the time is over; then what
-is under way is read to its end. First all ask the provider itself, then all ask the service.
+is under way is read to its end. They begin one after the other, over the time of one answer. First all ask the
+provider itself, then all ask the service.
 
     answers out = requests in   every stream ended well, and the provider counts as many as the clients
     overhead                    the difference of the quantiles of both phases
@@ -90,9 +91,12 @@ async def received(session: aiohttp.ClientSession, upstream: str) -> int:
         return int((await answer.json())["received"])
 
 
-async def client(session: aiohttp.ClientSession, url: str, until: float, number: int, phase: Phase) -> None:
-    """Ask again and again."""
+async def client(
+    session: aiohttp.ClientSession, url: str, until: float, number: int, delay: float, phase: Phase
+) -> None:
+    """Ask again and again, from `delay` seconds on."""
     clock, turn = asyncio.get_running_loop().time, 0
+    await asyncio.sleep(delay)
     while clock() < until:
         turn += 1
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": f"{number} {turn}"}]}
@@ -117,7 +121,8 @@ async def measure(name: str, url: str, upstream: str, pid: int, args: argparse.N
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
         before, spent = await received(session, upstream), cpu_s(pid)
         until = asyncio.get_running_loop().time() + args.seconds
-        clients = [asyncio.ensure_future(client(session, url, until, n, phase)) for n in range(args.clients)]
+        pause = (args.ttft + args.tokens * args.itl) / args.clients
+        clients = [asyncio.ensure_future(client(session, url, until, n, n * pause, phase)) for n in range(args.clients)]
         watching = asyncio.ensure_future(watch(pid, phase))
         await asyncio.gather(*clients)
         watching.cancel()

@@ -1,6 +1,7 @@
 """Over a real socket: clients that leave, that do not read, that do not finish what they say; and the end."""
 
 import asyncio
+import socket
 from typing import Any
 
 import httpx
@@ -174,5 +175,19 @@ def test_another_address_than_loopback_needs_keys() -> None:
             with pytest.raises(ValueError, match="keys are needed"):
                 async with serving(lab, host="0.0.0.0"):  # noqa: S104  that is what is refused
                     pass
+
+    asyncio.run(main())
+
+
+def test_small_pieces_are_not_held_back_by_the_kernel() -> None:
+    async def main() -> None:
+        async with live(physics=NEVER) as served:
+            _, writer = await post(served, "/v1/completions", STREAM)
+            while not served.upstream:
+                await asyncio.sleep(0.005)
+            (connection,) = served.running.server.server_state.connections
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            await hang_up(writer)
 
     asyncio.run(main())
