@@ -153,15 +153,14 @@ def _measure(trial: Trial, rows: Frame, called: int | None, wasted: tuple[int | 
     ok = rows[rows["status"] == "ok"]
     quantiles = [ok["latency_ms"].quantile(q) for q in (0.5, 0.95, 0.99)]
     makespan = (rows["finished_at"].max() - rows["started_at"].min()).total_seconds()
-    attempts = int(rows["attempts"].sum())
     return (
         trial.labels["strategy"],
         trial.seed,
         len(ok),
         len(rows) - len(ok),
         makespan,
-        attempts / len(ok) if len(ok) else None,
-        trial.throttled,
+        trial.sent / len(ok) if len(ok) else None,
+        round(trial.throttled),
         called,
         *quantiles,
         *wasted,

@@ -107,6 +107,10 @@ def _frame(given: object) -> pd.DataFrame:
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"a twin is fitted to result frames, frames of attempts or jobs, not {type(given).__name__}")
     if _tells_attempts(frame):
+        if "rows" in frame and (frame["rows"] > 1).any():
+            raise NotIdentified(
+                "rows shared requests: a twin is of requests of one row each; run a pilot without pack="
+            )
         return frame[frame["sent_at"].notna() & frame["ended_at"].notna()]
     if {"latency_ms", "finished_at", "started_at", "status", "attempts", "cache_hit"} <= set(frame):
         return frame[(frame["attempts"] > 0) & ~frame["cache_hit"].astype(bool)]

@@ -64,8 +64,10 @@ class Trial:
     """With whom the rows share their place in line, and on whose budgets."""
     job: Job[Frame] | None = None
     """Its job, once it has begun."""
-    throttled: int = 0
-    """Requests refused because there were too many."""
+    sent: float = 0.0
+    """Requests, one that rows shared in parts of one."""
+    throttled: float = 0.0
+    """Those of them that were refused because there were too many."""
     wasted: list[Attempted] = field(default_factory=list)
     """Requests that used tokens and brought no answer."""
 
@@ -78,8 +80,9 @@ class Trial:
         return await self.job
 
     def _attempted(self, event: Attempted) -> None:
+        self.sent += 1 / event.rows
         if event.error is not None:
-            self.throttled += event.error.verdict.throttle
+            self.throttled += event.error.verdict.throttle / event.rows
             if event.usage is not None:
                 self.wasted.append(event)
 

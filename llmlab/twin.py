@@ -107,7 +107,8 @@ class Twin:
         Raises:
             TypeError: `data` is none of these.
             NotIdentified: the data do not determine a twin: fewer than 50 answers, no token counts, one level of load
-                only (1.5 times apart, 15 answers on either side), answers of several targets. A ValueError.
+                only (1.5 times apart, 15 answers on either side), answers of several targets, requests that rows
+                shared. A ValueError.
             ValueError: `rpm` is not above 0.
         """
         if rpm is not None and not rpm > 0:

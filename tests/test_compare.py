@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import llmlab
-from llmlab import Admit, Hedge, Retry, Slots, Strategy
+from llmlab import Admit, Hedge, Pack, Retry, Slots, Strategy
 from llmlab.clock import Deadlock, VirtualClockLoop
 from llmlab.columns import columns_table
 from llmlab.compare import COMPARED
@@ -115,6 +115,16 @@ def test_what_was_in_vain_is_counted_and_priced(lab: llmlab.Lab) -> None:
     assert free.wasted_usd.isna().all()
     assert free.wasted_tokens.tolist() == out.wasted_tokens.tolist()
     assert compared(lab, n=50).wasted_tokens.tolist() == [0, 0]
+
+
+def test_a_request_that_rows_shared_is_one_request(lab: llmlab.Lab) -> None:
+    busy = Scenario("busy", Physics(rpm=600, burst=1))
+    job = lab.compare({"packs": Strategy.default(pack=Pack(5))}, n=100, scenario=busy)
+    (row,) = job.result().to_dict("records")
+    tried = job.attempts
+    assert row["ok"] == 100
+    assert row["attempts_per_ok"] == pytest.approx((1 / tried.rows).sum() / 100)
+    assert row["throttled"] == round((1 / tried.rows[tried.http_status == 429]).sum()) > 0
 
 
 def test_no_row_answered_gives_gaps_and_no_infinity(lab: llmlab.Lab) -> None:

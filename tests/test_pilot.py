@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import llmlab
-from llmlab.pilot import read_pilot
+from llmlab.pilot import NotIdentified, read_pilot
 from llmlab.pool import find_limit, make_pool, redraw
 from tests.pilots import job, out
 
@@ -74,6 +74,13 @@ def test_each_trial_of_a_comparison_is_a_run_of_its_own() -> None:
     job.result()
     pilot = read_pilot(job)
     assert [pilot.in_flight[pilot.run == run].max().round() for run in (0, 1)] == [2, 16]
+
+
+def test_requests_that_rows_shared_tell_nothing_of_one_row() -> None:
+    job = llmlab.Lab(progress=False).compare([llmlab.Strategy.default(pack=llmlab.Pack(5))], n=60)
+    job.result()
+    with pytest.raises(NotIdentified, match="without pack="):
+        read_pilot(job)
 
 
 def test_a_few_stray_429s_are_no_limit() -> None:

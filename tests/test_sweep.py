@@ -193,6 +193,7 @@ def test_what_can_cost_money_needs_a_yes() -> None:
         ({"n": 0}, ValueError, "n must be"),
         ({"template": "Hi {name}"}, ValueError, "template is filled in from prompts="),
         ({"seed": "x"}, TypeError, "seed must be"),
+        ({"strategy": Strategy.default(pack=llmlab.Pack(5))}, ValueError, "leave pack= out"),
         ({"strategy": "bare"}, TypeError, "strategy must be a Strategy"),
         ({"strategy": Strategy("none", ())}, ValueError, "has no Admit with Slots"),
         ({"live": True}, ValueError, "live=True needs prompts="),
