@@ -9,10 +9,8 @@ import pandas as pd
 
 from llmlab.call import NORMAL
 from llmlab.chains import Chain, Steps, read_chain
-from llmlab.combining import Combining
 from llmlab.core import Core
 from llmlab.doors import Door
-from llmlab.factorial import Factorial
 from llmlab.frame import OVERRIDES, read_rows
 from llmlab.job import Job
 from llmlab.logbook import Journal
@@ -27,14 +25,16 @@ from llmlab.views import maker
 
 if TYPE_CHECKING:
     from llmlab.batch.verbs import Batching
+    from llmlab.combining import Combining
+    from llmlab.factorial import Factorial
     from llmlab.tuning import TuningVerb
 
-    class _Late(Batching, TuningVerb): ...
+    class _Late(Batching, Combining, Factorial, TuningVerb): ...
 
 else:
 
     class _Late(Core):
-        """Verbs that few sessions use."""
+        """Verbs that not every session uses."""
 
         compare = Door("llmlab.tuning", "TuningVerb")
         sweep = Door("llmlab.tuning", "TuningVerb")
@@ -42,9 +42,12 @@ else:
         use = Door("llmlab.tuning", "TuningVerb")
         submit_batch = Door("llmlab.batch.verbs", "Batching")
         attach_batch = Door("llmlab.batch.verbs", "Batching")
+        run_chains = Door("llmlab.combining", "Combining")
+        map_reduce = Door("llmlab.combining", "Combining")
+        grid = Door("llmlab.factorial", "Factorial")
 
 
-class Lab(Combining, Factorial, Submitting, Streaming, _Late):
+class Lab(Submitting, Streaming, _Late):
     """Runs prompts on one provider, within one strategy.
 
     Jobs of one lab share its line and its connections. A lab lives on one event loop: the one it is first used on.

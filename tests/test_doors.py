@@ -7,8 +7,13 @@ import sys
 import pytest
 
 import llmlab
+from llmlab.batch.verbs import Batching
+from llmlab.combining import Combining
+from llmlab.core import Core
+from llmlab.factorial import Factorial
+from llmlab.tuning import TuningVerb
 
-LATE = ("compare", "sweep", "tune", "use", "submit_batch", "attach_batch")
+LATE = ("compare", "sweep", "tune", "use", "submit_batch", "attach_batch", "run_chains", "map_reduce", "grid")
 
 
 def run(code: str) -> str:
@@ -17,7 +22,20 @@ def run(code: str) -> str:
 
 def test_importing_llmlab_leaves_out_what_few_sessions_need() -> None:
     loaded = set(run("import llmlab, sys; print(*sys.modules)").split())
-    for name in ("sim", "batch.verbs", "tuning", "sweep", "compare", "twin", "fits", "stats", "scenario", "service"):
+    for name in (
+        "sim",
+        "batch.verbs",
+        "reduce",
+        "factors",
+        "tuning",
+        "sweep",
+        "compare",
+        "twin",
+        "fits",
+        "stats",
+        "scenario",
+        "service",
+    ):
         assert f"llmlab.{name}" not in loaded
     assert not {"matplotlib", "ipywidgets", "anywidget", "fastapi", "pydantic", "scipy", "aiohttp"} & loaded
 
@@ -25,6 +43,11 @@ def test_importing_llmlab_leaves_out_what_few_sessions_need() -> None:
 def test_a_lab_on_a_real_provider_does_without_the_simulator() -> None:
     code = "import llmlab, sys; llmlab.Lab('openai:m', api_key='k'); print(*sys.modules)"
     assert "llmlab.sim" not in run(code).split()
+
+
+def test_every_verb_that_is_loaded_late_has_a_door() -> None:
+    theirs = {name for mixin in (Batching, Combining, Factorial, TuningVerb) for name in dir(mixin)} - {*dir(Core)}
+    assert {name for name in theirs if not name.startswith("_")} == {*LATE}
 
 
 @pytest.mark.parametrize("name", LATE)
