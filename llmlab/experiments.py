@@ -14,7 +14,6 @@ from llmlab.compare import Comparison, check_virtual, read_seeds
 from llmlab.core import Core
 from llmlab.frame import read_rows
 from llmlab.loops import Home
-from llmlab.policies.pack import Pack
 from llmlab.quote import Quote, agree, quote
 from llmlab.rules.spend import Spend
 from llmlab.scenario import SCENARIOS, Scenario, find
@@ -179,7 +178,7 @@ class Experiments(Core):
         streamed = (slo_ttft is not None or (scene is not None and scene.stream)) if stream is None else stream
         mine = without_cache(self.strategy if strategy is None else strategy)
         limit_of(mine)
-        if any(isinstance(policy, Pack) for policy in mine.policies):
+        if mine.packs:
             raise ValueError("strategy packs rows: a sweep measures requests of one row each; leave pack= out")
         budget = budget_of(self.target, budget_usd, budget_tokens)
         source, few = self._source(prompts, template, scene)

@@ -122,6 +122,11 @@ class Strategy:
         """The same, its policies shared, but for its cache."""
         return replace(self, policies=tuple(each for each in self.policies if not isinstance(each, Cache)))
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows share requests."""
+        return any(isinstance(each, Pack) for each in self.policies)
+
     def with_pack(self, pack: Pack) -> "Strategy":
         """The same, its policies shared, with rows packed below what holds for a row as a whole."""
         policies = tuple(each for each in self.policies if not isinstance(each, Pack))

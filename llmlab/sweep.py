@@ -22,7 +22,6 @@ from llmlab.experiment import Experiment
 from llmlab.frame import COLUMNS, Frame, Rows, frame_of
 from llmlab.history import ATTEMPTS
 from llmlab.loops import Home
-from llmlab.policies.cache import Cache
 from llmlab.scenario import Scenario
 from llmlab.settings import limit_of
 from llmlab.steady import gained
@@ -283,4 +282,4 @@ def without_cache(strategy: object) -> Strategy:
     """
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be a Strategy, not {type(strategy).__name__}; try Strategy.default()")
-    return replace(strategy, policies=tuple(each for each in strategy.policies if not isinstance(each, Cache)))
+    return strategy.without_cache()

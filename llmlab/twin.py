@@ -140,8 +140,8 @@ class Twin:
         Args:
             rows: How many.
             concurrency: Requests in flight at most, one or several. None: the strategies' own.
-            strategy: One, several or some by name: played whole, policy by policy, which takes longer. None: the
-                default stack's slots, retries and limits, without breaker and without learning from 429s.
+            strategy: One, several or some by name: played whole but for a Cache, policy by policy, which takes longer.
+                None: the default stack's slots, retries and limits, without breaker and without learning from 429s.
             rpm: Requests a minute that the client lets go, if no strategy is given.
             runs: How often to play each. None: 40, or 8 with a strategy.
 
@@ -266,11 +266,11 @@ class Twin:
         """Whether it is outside the measured range, and what there is to say."""
         if peak > BEYOND * self.most:
             return True, (
-                f"{peak:.3g} in flight are more than {BEYOND:g} times the most measured, {self.most:.3g}: slots or "
-                f"limits beyond are not in the data. Run some rows at {peak:.3g} and fit again"
+                f"{peak:.0f} in flight are more than {BEYOND:g} times the most measured, {self.most:.0f}: slots or "
+                f"limits beyond are not in the data. Run some rows at {peak:.0f} and fit again"
             )
         if peak * BEYOND < self.least:
-            return True, f"{peak:.3g} in flight are far less than the least measured, {self.least:.3g}"
+            return True, f"{peak:.0f} in flight are far less than the least measured, {self.least:.0f}"
         if self.rpm is not None and rate > NEARLY * self.rpm:
             return False, f"the limit of {self.rpm:.0f} requests a minute binds"
         if self.latency.slots is not None and in_flight > self.latency.slots:
@@ -305,4 +305,7 @@ def _levels(concurrency: int | Iterable[int]) -> list[int]:
 def _strategies(given: object) -> dict[str, Strategy]:
     if isinstance(given, str) or not isinstance(given, Strategy | Iterable):
         raise TypeError(f"strategy must be a Strategy, several or some by name, not {given!r}")
-    return read_strategies([given] if isinstance(given, Strategy) else given)
+    named = read_strategies([given] if isinstance(given, Strategy) else given)
+    if packing := [name for name, strategy in named.items() if strategy.packs]:
+        raise ValueError(f"strategy {packing[0]!r} packs rows: a twin knows requests of one row each; leave pack= out")
+    return {name: strategy.without_cache() for name, strategy in named.items()}  # whose hits no pilot foretells

@@ -1,6 +1,7 @@
 """The twin foretells runs that are then made, says when it cannot know, and refuses what does not determine it."""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,16 @@ def test_a_strategys_own_policies_count() -> None:
     assert told["concurrency"].tolist() == [16, 16]
 
 
+def test_a_strategys_cache_is_left_out_as_no_pilot_tells_its_hits(hosted: Twin, tmp_path: Path) -> None:
+    cached = llmlab.Strategy.default(cache=llmlab.Cache(tmp_path / "answers.sqlite"))
+    (with_cache,), (without,) = (
+        hosted.predict(100, strategy=each, runs=1).to_dict("records") for each in (cached, llmlab.Strategy.default())
+    )
+    assert with_cache["attempts_per_row"] == without["attempts_per_row"] == 1
+    assert with_cache["makespan_s"] == without["makespan_s"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_predicts_inside_a_running_loop(hosted: Twin) -> None:
     async def cell() -> pd.DataFrame:
         return hosted.predict(50, 8, strategy=llmlab.Strategy.default(), runs=1)
@@ -194,6 +205,7 @@ def test_what_is_no_run_is_a_type_error(data: object) -> None:
         ({"rows": 10, "concurrency": 2.5}, TypeError, "concurrency must be a whole number"),
         ({"rows": 10, "concurrency": 8, "rpm": -1}, ValueError, "rpm must be"),
         ({"rows": 10, "strategy": "default"}, TypeError, "strategy must be a Strategy"),
+        ({"rows": 10, "strategy": llmlab.Strategy.default(pack=llmlab.Pack(5))}, ValueError, "leave pack= out"),
         ({"rows": 10, "strategy": {}}, ValueError, "strategies: there is none"),
         ({"rows": 10, "strategy": [llmlab.Strategy.bare()] * 2}, ValueError, "two have the name 'bare'"),
         ({"rows": 10, "strategy": llmlab.Strategy.default(), "rpm": 5}, ValueError, "put a Rate into yours"),
