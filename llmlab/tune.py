@@ -131,7 +131,7 @@ class Tuning(Handle[Recommendation]):
     def frame(self) -> Frame:
         """What was measured so far; see `llmlab.sweep.SWEPT`."""
         sweeps, aims = tuple(self._sweeps), self.aims
-        key = (tuple((id(sweep), sweep.measured) for sweep in sweeps), aims.slo, aims.slo_ttft)
+        key = (tuple((sweep, sweep.measured) for sweep in sweeps), aims.slo, aims.slo_ttft)
         if self._framed is None or self._framed[0] != key:
             self._framed = key, _joined([sweep.under(slo=aims.slo, slo_ttft=aims.slo_ttft) for sweep in sweeps])
         return self._framed[1].copy()
@@ -218,7 +218,9 @@ class Tuning(Handle[Recommendation]):
         if setup == self.wanted and self.state == "running":
             return
         self._next, self._stopped = setup, None
-        if self.state == "running":
+        if setup.scenario == UNDECIDED:
+            self.setup, self._next = setup, None  # a knob was turned before it is chosen what to try
+        elif self.state == "running":
             self._stop_sweeps(_ANEW)
         elif self._task is None:
             self._start()

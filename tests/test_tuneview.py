@@ -244,8 +244,12 @@ def test_on_a_real_provider_nothing_begins_before_something_is_chosen() -> None:
         view = shown(tuning)
         await asyncio.sleep(0.05)
         assert tuning.state == "undecided"
+        turn(view, "attempts", 2)
+        await until(lambda: tuning.setup.knobs.attempts == 2)
+        assert tuning.state == "undecided"
         turn(view, "scenario", "steady")
         await until(lambda: tuning.state == "done")
+        assert tuning.setup.knobs.attempts == 2
         assert tuning.recommendation.concurrency == 2
         say(view, kind="close")
 

@@ -168,7 +168,8 @@ function drawChart(svg, what, look, span) {
   const known = (points) => points.filter((point) => point.n > 0 && what.of(point) !== null);
   const points = known(look.points), before = known(look.before);
   const values = [...points, ...before].map(what.of);
-  const top = what.top ?? 1.08 * Math.max(1e-9, ...values, what.limit ?? 0);
+  const greatest = Math.max(0, ...values, what.limit ?? 0);
+  const top = what.top ?? (greatest > 0 ? 1.08 * greatest : 1);
   const x = (n) => LEFT + ((WIDTH - LEFT - RIGHT) * Math.log(n / span[0])) / Math.log(span[1] / span[0]);
   const y = (value) => HEIGHT - BOTTOM - ((HEIGHT - TOP - BOTTOM) * Math.min(value, top)) / top;
   const base = y(0);

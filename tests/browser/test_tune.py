@@ -27,6 +27,10 @@ tuning
 PICTURES = os.environ.get("LLMLAB_PICTURES")
 """A folder for screenshots, for who wants to look at them."""
 
+_KEPT = """(index) => JSON.stringify(
+    window.jupyterapp.shell.currentWidget.content.widgets[index].model.sharedModel.toJSON().outputs
+).includes("tune: done")"""
+"""Whether the table is beside the widget."""
 _TEXT = """([index, selector, pattern]) => {
     const cell = document.querySelectorAll(".jp-Notebook .jp-Cell")[index];
     const text = cell.querySelector(selector)?.textContent ?? "";
@@ -94,6 +98,20 @@ def test_the_curves_fill_a_knob_changes_what_is_recommended_and_use_this_sets_it
     nb.save()
     nb.reopen_without_kernel()
     assert "on overload" in nb.cell(1).inner_text()
+
+
+def test_saved_while_the_panel_is_open_it_is_a_table_for_who_reopens_the_notebook_without_a_kernel(
+    notebook: Open,
+) -> None:
+    nb = notebook([SETUP, TUNE])
+    nb.run(0)
+    nb.run(1)
+    said(nb, 1, "title", "done")
+    number = said(nb, 1, "number", r"concurrency \d+")
+    nb.until(_KEPT, 1)
+    nb.save()
+    nb.reopen_without_kernel()
+    assert number in nb.cell(1).inner_text()
 
 
 def test_hostile_names_are_text(notebook: Open) -> None:
