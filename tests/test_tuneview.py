@@ -177,7 +177,7 @@ def test_what_is_aimed_at_changes_at_once_and_use_this_sets_it(kernel: Screen) -
         assert tuning.recommendation.concurrency < free.concurrency
         say(view, kind="use", number=7)
         assert lab.concurrency == tuning.recommendation.concurrency
-        await until(lambda: kernel.looks[-1]["heard"] == 7)
+        await until(lambda: kernel.looks[-1]["heard"] == 7 and kernel.looks[-1]["look"]["used"])
         assert kernel.looks[-1]["look"]["used"] == f"lab.concurrency = {lab.concurrency}"
         turn(view, "slo", None)
         assert tuning.recommendation == free
@@ -201,7 +201,7 @@ def test_what_is_tried_is_tried_anew_once_after_several_turns(kernel: Screen) ->
         assert (knobs.rpm, knobs.attempts, knobs.jitter, tuning.setup.most) == (120, 3, "openai", 8)
         assert tuning.frame.concurrency.max() <= 8
         assert tuning.frame.rows_per_s.max() == pytest.approx(2, rel=0.15)
-        assert kernel.looks[-1]["look"]["before"]
+        await until(lambda: kernel.looks[-1]["look"]["before"])
         say(view, kind="use")
         assert "rpm=120" in (tuning.used or "")
         assert lab.strategy.policies[0].attempts == 3  # type: ignore[attr-defined]
