@@ -1,11 +1,8 @@
 """`lab.compare` in virtual time: what its frame says, that it says the same each time, and what it refuses."""
 
-import asyncio
 import os
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import pytest
 
 import llmlab
 from llmlab import Admit, Hedge, Pack, Retry, Slots, Strategy
-from llmlab.clock import Deadlock, VirtualClockLoop
 from llmlab.columns import columns_table
 from llmlab.compare import COMPARED
 from llmlab.frame import COLUMNS
@@ -23,6 +19,7 @@ from llmlab.history import ATTEMPTS, EVENTS
 from llmlab.scenario import SCENARIOS, Scenario
 from llmlab.sim import Change, Faults, Physics
 from llmlab.sim.faults import Outage
+from tests.comparing import TWO, compared
 
 README = Path(__file__).parent.parent / "README.md"
 NAMES = [
@@ -30,16 +27,11 @@ NAMES = [
     "p50_ms", "p95_ms", "p99_ms", "wasted_tokens", "wasted_usd",
 ]  # fmt: skip
 FAST = Physics.instant(ttft=1.0, reply_tokens=1, reply_sigma=0, slots=1)
-TWO = {"bare": Strategy.bare(), "default": Strategy.default()}
 
 
 @pytest.fixture
 def lab() -> llmlab.Lab:
     return llmlab.Lab(progress=False)
-
-
-def compared(lab: llmlab.Lab, strategies: Any = None, **fields: Any) -> pd.DataFrame:
-    return lab.compare(TWO if strategies is None else strategies, **{"n": 40, **fields}).result()
 
 
 # -- the frame --------------------------------------------------------------------------------------------
@@ -282,109 +274,3 @@ def test_a_scenario_of_one_s_own_may_change_while_it_runs(lab: llmlab.Lab) -> No
     strategies = {"bare": Strategy.bare()}
     assert compared(lab, strategies, n=10, scenario=still).makespan_s[0] == pytest.approx(10, abs=0.1)
     assert compared(lab, strategies, n=10, scenario=slower).makespan_s[0] == pytest.approx(55, abs=0.1)
-
-
-# -- the handle -------------------------------------------------------------------------------------------
-
-
-def test_it_can_be_awaited_while_the_loop_goes_on_and_the_lab_stays_where_it_was(lab: llmlab.Lab) -> None:
-    async def main() -> tuple[int, pd.DataFrame]:
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.001)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
-        out = await lab.compare(TWO, n=400)
-        ticking.cancel()
-        return ticks, out
-
-    ticks, out = asyncio.run(main())
-    assert ticks > 5
-    assert len(out) == 2
-    assert lab._home.loop is None, "a virtual run does not bind it"
-
-
-def test_result_works_inside_a_running_loop(lab: llmlab.Lab) -> None:
-    async def main() -> int:
-        return len(lab.compare(TWO, n=10).result())
-
-    assert asyncio.run(main()) == 2
-
-
-def test_it_begins_by_itself_and_tells_how_far_it_is(lab: llmlab.Lab) -> None:
-    async def main() -> Any:
-        job = lab.compare(TWO, n=20)
-        assert "not started" in repr(job)
-        while not job.done:
-            await asyncio.sleep(0.01)
-        return job
-
-    job = asyncio.run(main())
-    assert job.progress.now.done == job.progress.now.total == 40
-    assert len(job.frame) == 2
-    assert repr(job) == "<Comparison: 2 trials, 40/40 rows, done>"
-    assert lab.last is job
-
-
-def stopped_after_one(lab: llmlab.Lab, stop: Any) -> Any:
-    async def main() -> Any:
-        job = lab.compare(TWO, n=1500, seeds=range(50))
-        waiting = asyncio.ensure_future(job.wait())
-        while len(job.frame) < 1:
-            await asyncio.sleep(0.01)
-        stop(job)
-        began = time.perf_counter()
-        out = await waiting
-        assert time.perf_counter() - began < 5
-        assert 1 <= len(out) < 100
-        return job
-
-    return asyncio.run(main())
-
-
-def test_a_cancelled_comparison_keeps_the_trials_that_are_over(lab: llmlab.Lab) -> None:
-    job = stopped_after_one(lab, lambda job: job.cancel())
-    assert job.stopped == "cancelled"
-    for thread in [each for each in threading.enumerate() if each.name == "llmlab-virtual"]:
-        thread.join(1)
-        assert not thread.is_alive()
-    assert "stopped: cancelled" in repr(job)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="os.kill with SIGINT ends the process there")
-def test_ctrl_c_keeps_the_trials_that_are_over(lab: llmlab.Lab) -> None:
-    job = stopped_after_one(lab, lambda _: os.kill(os.getpid(), 2))
-    assert job.stopped == "interrupted"
-
-
-def test_a_line_of_progress_is_shown_if_wanted(lab: llmlab.Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    lab.compare(TWO, n=20, progress=True).result()
-    assert "40/40" in capsys.readouterr().err
-    lab.compare(TWO, n=20).result()
-    assert not capsys.readouterr().err
-
-
-def test_a_deadlock_ends_it_and_says_who_waits_for_what(lab: llmlab.Lab) -> None:
-    class Never:
-        async def __call__(self, call: Any, inner: Any) -> Any:
-            await asyncio.Event().wait()
-            return await inner(call)
-
-    with pytest.raises(Deadlock, match=r"row 0: .*Never.__call__ > Event\.wait, line"):
-        compared(lab, {"stuck": Strategy("stuck", (Never(),))}, n=3)
-
-
-def test_real_threads_inside_are_a_row_s_clear_error(lab: llmlab.Lab) -> None:
-    class Threaded:
-        async def __call__(self, call: Any, inner: Any) -> Any:
-            assert isinstance(asyncio.get_running_loop(), VirtualClockLoop)
-            await asyncio.to_thread(time.sleep, 0)
-            return await inner(call)
-
-    job = lab.compare({"threaded": Strategy("threaded", (Threaded(),))}, n=2)
-    assert job.result().failed.tolist() == [2]
-    assert job.rows.error.str.contains("a virtual run uses no threads").all()

@@ -4,23 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import llmlab
 from llmlab import Strategy
 from llmlab.scenario import SCENARIOS, Scenario
-
-TWO = {"bare": Strategy.bare(), "default": Strategy.default()}
+from tests.comparing import TWO, compared
 
 
 @pytest.fixture
 def lab() -> llmlab.Lab:
     return llmlab.Lab(progress=False)
-
-
-def compared(lab: llmlab.Lab, strategies: Any = None, **fields: Any) -> pd.DataFrame:
-    return lab.compare(TWO if strategies is None else strategies, **{"n": 40, **fields}).result()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +30,7 @@ def compared(lab: llmlab.Lab, strategies: Any = None, **fields: Any) -> pd.DataF
         (TWO, {"n": 2.5}, ValueError, "n must be"),
         (TWO, {"prompts": ["a"], "n": 1}, ValueError, "give n or prompts"),
         (TWO, {"prompts": [], "n": None}, ValueError, "prompts: there is none"),
-        (TWO, {"prompts": "one", "n": None}, TypeError, "many prompts, not one str"),
+        (TWO, {"prompts": "one", "n": None}, TypeError, "prompts must be many, not one str"),
         (TWO, {"scenario": "outrage"}, ValueError, "did you mean 'outage'"),
         (TWO, {"scenario": 7}, TypeError, "a name or a Scenario"),
         ("bare", {}, TypeError, "strategies must be a dict"),
