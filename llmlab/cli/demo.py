@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,5 @@ def _plot(out: Frame, path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415  an optional dependency, and slow to import
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.hist([out.latency_ms[out.attempts == 1], out.latency_ms[out.attempts > 1]], bins=40, stacked=True)
-    axes.legend(["answered at once", "answered after retries"])
-    axes.set(xlabel="latency of the successful attempt (ms)", ylabel="rows", title="Latency of the demo's rows")
+    import_module("llmlab.plots").latency(out, ax=figure.subplots())  # likewise
     figure.savefig(path, dpi=120)
