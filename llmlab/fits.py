@@ -4,9 +4,7 @@
 throughput falls again, and slots, a wall, must lead by 3, and be seen: a fall in the data and in nearly all bootstrap
 fits; a wall with three levels before and one behind it, and eight points in all. `knee` gives the concurrency at which
 1% more of it buys only `elasticity` percent more throughput, with its interval, or says in words why the data do not
-tell: it never gives a number then.
-
-How sure that is: `llmlab.bootstrap`.
+tell: it never gives a number then. How sure that is: `llmlab.bootstrap`.
 """
 
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ import numpy.typing as npt
 from llmlab.bootstrap import FALL, Again, Places, peaks, refit
 from llmlab.curves import CURVES, LINEAR, SLOTS, SMOOTH_MIN, USL, Array, Curve, Fitted, fit_curves
 from llmlab.frame import Frame
+from llmlab.measured import floats, positive
 from llmlab.segmented import SAME, Break, find_break, levels_of
 
 __all__ = ["Break", "Candidate", "Fit", "Knee", "fit", "knee"]
@@ -38,6 +37,8 @@ WALL_POINTS, WALL_LEVELS = 8, 3
 UNSURE = "that throughput falls again is not"
 WIDE = 4.0
 """Ratio of the interval's ends above which the knee counts as not identified."""
+KEPT = 0.95
+"""Share of rows keeping the SLO below which nobody is sent on to measure more."""
 NEAR = 1.5
 """A second opinion within this factor of the knee, but outside its interval, is compatible."""
 
@@ -102,21 +103,23 @@ class Fit:
     _curve: Curve = field(repr=False)
     _log: Array = field(repr=False)
     _again: Again = field(repr=False)
+    kept: float = 1.0
+    """Share of the rows that kept the SLO at the greatest N; 1 without an SLO."""
 
     def predict(self, n: npt.ArrayLike) -> Array:
         """Throughput at concurrency `n`, in the unit it was measured in; the shape of `n`."""
-        ln_n = np.log(_positive("n", n))
+        ln_n = np.log(positive("n", n))
         return np.asarray(np.exp(self._curve.log_x(self._log, ln_n.ravel()))).reshape(ln_n.shape)
 
     def elasticity(self, n: npt.ArrayLike) -> Array:
         """Give d ln X / d ln N at concurrency `n`: percent of throughput that 1% more concurrency buys."""
-        ln_n = np.log(_positive("n", n))
+        ln_n = np.log(positive("n", n))
         return self._curve.elasticity(self._log, ln_n.ravel()).reshape(ln_n.shape)
 
     def band(self, n: npt.ArrayLike, *, level: float = 0.8) -> tuple[Array, Array]:
         """Lower and upper throughput at `n`: the curve lies between them in `level` of the bootstrap fits."""
         _share("level", level)
-        ln_n = np.log(_positive("n", n))
+        ln_n = np.log(positive("n", n))
         drawn = np.exp(self._again.log_x(ln_n.ravel()))
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low.reshape(ln_n.shape), high.reshape(ln_n.shape)
@@ -139,6 +142,9 @@ class Fit:
         n = float(self._curve.knee(self._log, elasticity))
         low, high = self._interval(elasticity, level)
         if unknown := self._too_little() or self._out_of_reach(n, elasticity) or self._too_noisy(n, low, high):
+            if self.kept < KEPT:
+                unknown = unknown.removesuffix(", measure there")
+                unknown += f"; at the greatest N only {self.kept:.0%} of the rows kept the SLO"
             return Knee(None, None, None, *told, unknown, self.second, "none", self.candidates)
         reason = f"{self.why}; from {_told(n)} on, 1% more concurrency buys less than {elasticity:.2g}% throughput"
         verdict = "none" if self.second.n is None else _verdict(self.second.n, n, low, high)
@@ -214,7 +220,7 @@ def fit(
     if said := [doubts[curve] for curve in order[: order.index(chosen)]]:
         why = f"{chosen.name} fits best (AICc) of what is certain: {', '.join(said)}"
     candidates = tuple(_candidate(fitted[curve.name]) for curve in order)
-    return Fit(n, rates, chosen.name, candidates, why, chosen, fitted[chosen.name].log[0], again)
+    return Fit(n, rates, chosen.name, candidates, why, chosen, fitted[chosen.name].log[0], again, _kept(sweep))
 
 
 def knee(
@@ -289,7 +295,7 @@ def _read(sweep: object, x: Any, throughput: str) -> tuple[Array, Array, list[Pl
         return _read_frame(sweep, throughput)
     if x is None or isinstance(sweep, str):
         raise TypeError(f"a fit takes a sweep's frame, or N and throughput as two arrays, not {type(sweep).__name__}")
-    n, rates = _positive("n", sweep).ravel(), _positive("x", x).ravel()
+    n, rates = positive("n", sweep).ravel(), positive("x", x).ravel()
     if len(n) != len(rates):
         raise ValueError(f"n and x must have the same length, not {len(n)} and {len(rates)}")
     return n, rates, []
@@ -300,7 +306,7 @@ def _read_frame(sweep: Frame, throughput: str) -> tuple[Array, Array, list[Place
     for name in (measured, throughput):
         if name not in sweep:
             raise ValueError(f"the sweep has no column {name!r}; it has: {', '.join(map(str, sweep.columns))}")
-    columns = sweep.assign(**{name: _floats(sweep[name], name) for name in (measured, throughput)})
+    columns = sweep.assign(**{name: floats(sweep[name], name) for name in (measured, throughput)})
     known = columns[(columns[measured] > 0) & (columns[throughput] > 0)]
     n, rates = known[measured].to_numpy(), known[throughput].to_numpy()
     settings = (known["concurrency"] if "concurrency" in known else known[measured]).to_numpy()
@@ -310,23 +316,11 @@ def _read_frame(sweep: Frame, throughput: str) -> tuple[Array, Array, list[Place
     return n, rates, [run[np.argsort(settings[run], kind="stable")] for run in runs]
 
 
-def _floats(column: Any, name: str) -> Array:
-    """A column as floats, NaN where nothing is known; what is not finite is not known either."""
-    try:
-        values = column.to_numpy("float64", na_value=np.nan)
-    except (TypeError, ValueError):
-        raise TypeError(f"column {name!r} of the sweep must be numbers, not {column.dtype}") from None
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _positive(name: str, values: Any) -> Array:
-    try:
-        found = np.asarray(values, dtype="float64")
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be numbers above 0") from None
-    if not (np.isfinite(found) & (found > 0)).all():
-        raise ValueError(f"{name} must be numbers above 0")
-    return found
+def _kept(sweep: object) -> float:
+    """Share of the rows that kept the SLO at the greatest N; 1 without an SLO."""
+    if not (isinstance(sweep, Frame) and {"within_slo", "concurrency"} <= set(sweep)):
+        return 1.0
+    return float(sweep.groupby("concurrency")["within_slo"].mean().astype("float64").fillna(1.0).iloc[-1])
 
 
 def _share(name: str, value: float) -> None:

@@ -75,6 +75,7 @@ BANDS = {
     "views": 1,
     "batch.names": 2,
     "fitting": 2,
+    "measured": 2,
     "frame": 2,
     "grid": 2,
     "line": 2,

@@ -158,6 +158,17 @@ def test_it_says_why_there_is_no_knee(n: list[int], said: str) -> None:
     assert said in found.reason
 
 
+def test_where_rows_miss_the_slo_nobody_is_sent_further_for_a_knee() -> None:
+    n = [1, 2, 4, 8, 16, 32, 42]
+    sweep = pd.DataFrame({"concurrency": n, "in_flight": n, "rows_per_s": smooth_min(np.array(n, float), m=0.2)})
+    assert "measure there" in fits.knee(sweep).reason
+    assert "measure there" in fits.knee(sweep.assign(within_slo=float("nan"))).reason
+    said = fits.knee(sweep.assign(within_slo=[1.0] * 6 + [0.31])).reason
+    assert "measure there" not in said
+    assert said.endswith("the knee lies beyond; at the greatest N only 31% of the rows kept the SLO")
+    assert fits.knee(sweep.assign(within_slo=0.97)).reason == fits.knee(sweep).reason
+
+
 def test_noise_can_hide_the_knee() -> None:
     hidden = [fits.knee(LEVELS, noisy(smooth_min(LEVELS), 0.5, seed)) for seed in range(8)]
     assert sum(map(bool, hidden)) <= 3
