@@ -266,6 +266,7 @@ function makeButtons(parent, model) {
   return (look) => {
     made.use.disabled = !look.found;
     made.stop.hidden = look.state !== "running";
+    made.close.hidden = look.state === "running"; // what it leaves behind is to say how it ended
   };
 }
 
