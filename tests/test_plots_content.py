@@ -147,7 +147,7 @@ def test_cost_tells_what_was_wasted_and_what_has_no_price() -> None:
 
 def test_without_a_price_cost_counts_tokens() -> None:
     ax: Any = plots.cost(attempts({}, {}))
-    assert ax.get_ylabel() == "input and output so far (tokens)"
+    assert ax.get_ylabel() == "used so far (tokens)"
     assert legend(ax) == ["in all: 30 tokens"]
 
 

@@ -249,7 +249,7 @@ def cost(
         if by is None and len(rows) and rows[wasted].iloc[-1] > 0:
             handles.append(ax.fill_between(at, [0.0, *rows[wasted]], step="post", color=FAILED, alpha=0.7))
             names.append(_said("brought no answer", rows, wasted, unit))
-    inert(ax.set_ylabel("cost so far (USD)" if unit == "usd" else "input and output so far (tokens)"))
+    inert(ax.set_ylabel("cost so far (USD)" if unit == "usd" else "used so far (tokens)"))
     from_zero(ax)
     ax.grid(axis="y", alpha=0.25)
     if len(groups) > MOST:
