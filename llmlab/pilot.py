@@ -241,5 +241,6 @@ def _check(pilot: Pilot) -> None:
     if min(int(little.sum()), int((~little).sum())) < SIDE:
         raise NotIdentified(
             f"one level of load only, about {much:.3g} in flight: how latency grows with concurrency is not known. Run "
-            f"some rows at a clearly lower or higher concurrency as well and give both: Twin.fit([out, other])"
+            f"some rows at another one as well, with Lab(concurrency={round(much / 4) or 8}) say, and give both: "
+            "Twin.fit([out, other])"
         )

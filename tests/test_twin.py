@@ -176,6 +176,7 @@ def test_far_more_than_was_measured_is_flagged_and_says_why(hosted: Twin) -> Non
 
 REFUSED = {
     "one level of load only": lambda: out(16, 300),
+    r"Lab\(concurrency=4\) say, and give both": lambda: out(16, 300),
     "too few answers: 40": lambda: [out(8, 300)[:20], out(32, 700)[:20]],
     "no answer of 'openai:other'": lambda: [out(8, 300), out(32, 700)],
     "answers of several targets": lambda: [out(8, 300), out(32, 700).assign(model="other")],
