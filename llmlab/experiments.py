@@ -17,10 +17,10 @@ from llmlab.loops import Home
 from llmlab.quote import Quote, agree, quote
 from llmlab.rules.spend import Spend
 from llmlab.scenario import SCENARIOS, Scenario, find
-from llmlab.settings import budget_of, limit_of
+from llmlab.settings import budget_of
 from llmlab.sim.transport import Simulator
 from llmlab.strategy import Strategies, Strategy, read_strategies
-from llmlab.sweep import Cycle, Source, Sweep, read_concurrency, without_cache
+from llmlab.sweep import Cycle, Source, Sweep, read_concurrency, swept
 from llmlab.target import Route, Target
 from llmlab.trial import Work
 from llmlab.types import Item, Prompt
@@ -176,10 +176,7 @@ class Experiments(Core):
         if stream is False and slo_ttft is not None:
             raise ValueError("slo_ttft is about the first token: not together with stream=False")
         streamed = (slo_ttft is not None or (scene is not None and scene.stream)) if stream is None else stream
-        mine = without_cache(self.strategy if strategy is None else strategy)
-        limit_of(mine)
-        if mine.packs:
-            raise ValueError("strategy packs rows: a sweep measures requests of one row each; leave pack= out")
+        mine = swept(self.strategy if strategy is None else strategy)
         budget = budget_of(self.target, budget_usd, budget_tokens)
         source, few = self._source(prompts, template, scene)
         if live:

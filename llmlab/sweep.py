@@ -274,12 +274,16 @@ def read_concurrency(concurrency: object) -> tuple[int, ...]:
     return tuple(sorted({int(each) for each in given}))
 
 
-def without_cache(strategy: object) -> Strategy:
-    """A strategy that asks the provider every time.
+def swept(strategy: object) -> Strategy:
+    """A strategy as a sweep can measure it: it asks the provider every time, and its concurrency can be set.
 
     Raises:
         TypeError: it is no Strategy.
+        ValueError: it has no concurrency to set, or packs rows.
     """
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be a Strategy, not {type(strategy).__name__}; try Strategy.default()")
+    limit_of(strategy)
+    if strategy.packs:
+        raise ValueError("strategy packs rows: a sweep measures requests of one row each; leave pack= out")
     return strategy.without_cache()

@@ -24,7 +24,7 @@ from llmlab.scenario import SCENARIOS, Scenario
 from llmlab.settings import budget_of, limit_of
 from llmlab.sim.transport import Simulator
 from llmlab.strategy import Strategy
-from llmlab.sweep import Cycle, Source, Sweep, read_concurrency, without_cache
+from llmlab.sweep import Cycle, Source, Sweep, read_concurrency, swept
 from llmlab.tune import COARSE, LIVE, MOST, UNDECIDED, Aims, Setup, Tuning, Ways
 from llmlab.types import Item, Prompt
 from llmlab.views import maker
@@ -107,8 +107,7 @@ class TuningVerb(Experiments):
         check_rows(None, n)
         if live and (prompts is None or scenario is not None or n is not None):
             raise ValueError("live=True takes prompts=, whose rows it spends; scenario= and n= are for virtual time")
-        mine = without_cache(self.strategy if strategy is None else strategy)
-        limit_of(mine)
+        mine = swept(self.strategy if strategy is None else strategy)
         grid, scene = read_concurrency(concurrency), None if live else self._scene(scenario, prompts, live=False)
         if len(grid) < 2:  # noqa: PLR2004
             raise ValueError("concurrency: tuning needs two numbers at least")

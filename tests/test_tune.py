@@ -246,3 +246,8 @@ def test_a_soft_one_is_found_where_its_elasticity_has_fallen_so_far() -> None:
     # throughput is N / (1 + r (N - 1)) with r = 0.1, and its elasticity 0.2 at N = (1 - r) (1 / 0.2 - 1) / r = 36
     soft = llmlab.Lab(transport=Simulator(physics=replace(HARD, slots=1000, load=0.002)), progress=False)
     assert soft.tune(elasticity=0.2).result().concurrency == pytest.approx(36, rel=0.1)
+
+
+def test_a_strategy_that_packs_rows_is_not_tuned_on() -> None:
+    with pytest.raises(ValueError, match="packs rows"):
+        lab().tune(strategy=llmlab.Strategy.default(pack=llmlab.Pack()))
